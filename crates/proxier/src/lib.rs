@@ -1,1 +1,22 @@
-//! stub
+//! Kubernetes Services as IPVS virtual servers.
+//!
+//! Data flows one way, and each arrow is a type that can be printed and tested alone:
+//!
+//! ```text
+//! Change (Service, EndpointSlice, Node)
+//!   -> store    compact copies of what matters
+//!   -> plan     pure: one Service, its endpoints and the node's facts -> the kernel objects it wants
+//!   -> wanted   the plans of all Services merged: who claims what, and who wins
+//!   -> diff     pure: wanted against applied -> an ordered list of operations
+//!   -> kernel   drivers: ipvs, netfilter, link, sysctl; batches; a result for each operation
+//!   -> applied  what the kernel is known to hold, updated by results only
+//! ```
+//!
+//! Whoever reads [`plan`] learns what a Service means; whoever reads a driver in [`kernel`] learns what the
+//! kernel wants. An agent that has its own source of Services sends [`model::Change`]s to a
+//! [`Reconciler`]; one that only wants to know what would be programmed calls [`plan::plan`].
+
+pub mod config;
+pub mod model;
+
+pub use config::Config;

@@ -1,0 +1,93 @@
+//! What an operator decides, as opposed to what the cluster's objects say.
+
+use std::{sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+use ipvs::Scheduler;
+
+/// The proxier's settings. Each names the kube-proxy flag behind it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name by which endpoints call our node (`--hostname-override`, else the host's name).
+    pub node_name: Arc<str>,
+    /// The scheduler of every virtual server (`--ipvs-scheduler`).
+    pub scheduler: Scheduler,
+    /// Virtual servers on these addresses are never edited nor removed unless a Service wants them
+    /// (`--ipvs-exclude-cidrs`).
+    pub exclude_cidrs: Vec<IpNet>,
+    /// Which of the node's addresses answer on node ports (`--nodeport-addresses`).
+    pub node_port_addresses: NodePortAddresses,
+    /// How in-cluster clients of a ClusterIP are told from others, who are masqueraded
+    /// (`--detect-local-mode`, `--cluster-cidr`, ...).
+    pub local_detector: LocalDetector,
+    /// Masquerade the clients of every ClusterIP (`--masquerade-all`).
+    pub masquerade_all: bool,
+    /// The bit of the packet mark that asks for masquerading, 0 to 31 (`--iptables-masquerade-bit`).
+    pub masquerade_bit: u8,
+    /// Answer ARP for addresses of the receiving interface only (`--ipvs-strict-arp`).
+    pub strict_arp: bool,
+    /// IPVS connection timeouts; zero leaves the kernel's (`--ipvs-tcp-timeout` and its siblings).
+    pub timeouts: Timeouts,
+    /// How often IPVS, which sends no notifications, is read back and mended (`--ipvs-sync-period`).
+    pub sync_period: Duration,
+    /// The least time between two batches (`--ipvs-min-sync-period`). Changes that arrive meanwhile share
+    /// the next batch.
+    pub min_sync_period: Duration,
+    /// How long a TCP real server may keep its last connections after it stopped to be wanted.
+    pub drain_timeout: Duration,
+}
+
+impl Config {
+    /// The defaults of kube-proxy's flags in mode ipvs, for the node `node_name`.
+    pub fn new(node_name: impl Into<Arc<str>>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            scheduler: Scheduler::ROUND_ROBIN,
+            exclude_cidrs: Vec::new(),
+            node_port_addresses: NodePortAddresses::All,
+            local_detector: LocalDetector::None,
+            masquerade_all: false,
+            masquerade_bit: 14,
+            strict_arp: false,
+            timeouts: Timeouts::default(),
+            sync_period: Duration::from_secs(30),
+            min_sync_period: Duration::ZERO,
+            drain_timeout: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// Which of the node's addresses answer on node ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// All but loopback and IPv6 link-local ones, and those on kube-ipvs0.
+    All,
+    /// Of these, the ones inside the CIDRs. A family without a CIDR has no node ports (Q15).
+    Cidrs(Vec<IpNet>),
+    /// The Node object's addresses only (`--nodeport-addresses primary`).
+    Primary,
+}
+
+/// How the clients that reach a ClusterIP with their own address are recognised; all others are masqueraded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalDetector {
+    /// Not at all: only clients on the node itself are masqueraded.
+    None,
+    /// By source address: the cluster's or the node's pod CIDRs.
+    Cidrs(Vec<IpNet>),
+    /// By the interface that they come in by: the bridge of the pods.
+    BridgeInterface(Arc<str>),
+    /// By the beginning of that interface's name.
+    InterfaceNamePrefix(Arc<str>),
+}
+
+/// Timeouts of IPVS connections, in whole seconds; zero leaves the kernel's value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// An established TCP connection without traffic (kernel default: 900 s).
+    pub tcp: Duration,
+    /// A TCP connection after a FIN (kernel default: 120 s).
+    pub tcp_fin: Duration,
+    /// A UDP flow without traffic (kernel default: 300 s).
+    pub udp: Duration,
+}
