@@ -1,0 +1,198 @@
+//! Datagrams to and from the kernel.
+
+use std::time::Duration;
+
+use netlink_packet_core::NetlinkDeserializable;
+use rustix::{
+    io,
+    net::{self, RecvFlags, SendFlags, sockopt},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::timeout,
+};
+
+use crate::{
+    Errno, Error,
+    wire::{self, Kind},
+};
+
+/// The kernel answers while it executes, so that an answer which takes long is one that does not come.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Asked of the kernel, in bytes: room for the answers of a large batch and for a burst of notifications.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// What the kernel keeps free of the send buffer, in bytes.
+const SEND_RESERVE: usize = 32;
+/// Larger than any datagram of the kernel, which fills at most 32 KiB when it dumps, unless one message (whose
+/// attributes hold at most 64 KiB) needs more.
+const RECEIVE_BUFFER: usize = 128 << 10;
+
+/// A socket that only the kernel can talk to. `netlink_sys::Socket` is never cloned: its clones share a descriptor
+/// that each of them closes.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    fd: AsyncFd<netlink_sys::Socket>,
+    buffer: Vec<u8>,
+}
+
+impl Channel {
+    pub(crate) fn open(protocol: isize) -> Result<Self, Error> {
+        Self::try_open(protocol).map_err(|error| Error::Open(errno(&error)))
+    }
+
+    fn try_open(protocol: isize) -> std::io::Result<Self> {
+        let socket = netlink_sys::Socket::new(protocol)?;
+        socket.set_non_blocking(true)?;
+        // A connected socket takes unicasts from the kernel alone.
+        socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+        socket.set_cap_ack(true)?;
+        socket.set_ext_ack(true)?;
+        // More than net.core.[rw]mem_max needs CAP_NET_ADMIN; smaller buffers do, with smaller sends.
+        if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
+            sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER)?;
+        }
+        if sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
+            sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER)?;
+        }
+        // SAFETY: the socket owns its descriptor, and keeps it open and the same until the `AsyncFd` drops it.
+        let fd = unsafe { AsyncFd::register(socket) }?;
+        Ok(Self {
+            fd,
+            buffer: vec![0; RECEIVE_BUFFER],
+        })
+    }
+
+    /// Has dumps filtered and checked strictly.
+    pub(crate) fn set_strict_check(&self) -> Result<(), Error> {
+        let set = self.fd.get_ref().set_netlink_get_strict_chk(true);
+        set.map_err(|error| Error::Open(errno(&error)))
+    }
+
+    /// The largest datagram that can be sent, in bytes.
+    pub(crate) fn send_room(&self) -> usize {
+        let size = sockopt::socket_send_buffer_size(self.fd.get_ref()).unwrap_or_default();
+        size.saturating_sub(SEND_RESERVE)
+    }
+
+    /// Size of the receive queue, in bytes as the kernel counts.
+    pub(crate) fn receive_room(&self) -> usize {
+        sockopt::socket_recv_buffer_size(self.fd.get_ref()).unwrap_or_default()
+    }
+
+    /// Enlarges the send buffer for a datagram of this size, if it may.
+    pub(crate) fn make_room(&self, bytes: usize) {
+        if bytes > self.send_room() {
+            // Where this fails, `send` says what is missing.
+            let _ = sockopt::set_socket_send_buffer_size_force(self.fd.get_ref(), bytes + SEND_RESERVE);
+        }
+    }
+
+    /// Gives a datagram to the kernel, which executes it before this returns.
+    pub(crate) async fn send(&self, datagram: &[u8]) -> Result<(), Error> {
+        let send = |socket: &netlink_sys::Socket| Ok(net::send(socket, datagram, SendFlags::empty())?);
+        match self.fd.async_io(Interest::WRITABLE, send).await {
+            Ok(_) => Ok(()),
+            Err(error) => match errno(&error) {
+                Errno::MSGSIZE => Err(Error::TooLarge {
+                    bytes: datagram.len(),
+                    limit: self.send_room(),
+                }),
+                errno => Err(Error::Send(errno)),
+            },
+        }
+    }
+
+    /// The next datagram from the kernel, which has to come soon.
+    pub(crate) async fn receive_answer(&mut self) -> Result<&[u8], Error> {
+        // As a rule it is in the queue since `send`.
+        let received = match receive(self.fd.get_ref(), &mut self.buffer) {
+            Err(Errno::AGAIN) => timeout(DEADLINE, wait(&self.fd, &mut self.buffer))
+                .await
+                .map_err(|_| Error::Deadline)?,
+            received => received,
+        };
+        self.received(received)
+    }
+
+    /// The next datagram from the kernel, whenever it comes.
+    async fn receive(&mut self) -> Result<&[u8], Error> {
+        let received = wait(&self.fd, &mut self.buffer).await;
+        self.received(received)
+    }
+
+    fn received(&self, received: io::Result<usize>) -> Result<&[u8], Error> {
+        match received {
+            Ok(length) => self.buffer.get(..length).ok_or(Error::Truncated(length)),
+            Err(Errno::NOBUFS) => Err(Error::Overrun),
+            Err(errno) => Err(Error::Receive(errno)),
+        }
+    }
+
+    /// The next datagram from the kernel, if there is one already.
+    pub(crate) fn receive_queued(&mut self) -> Option<Result<&[u8], Error>> {
+        match receive(self.fd.get_ref(), &mut self.buffer) {
+            Err(Errno::AGAIN) => None,
+            received => Some(self.received(received)),
+        }
+    }
+}
+
+/// Length of the datagram that was received; more than the buffer's where the datagram was cut.
+fn receive(socket: &netlink_sys::Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    net::recv(socket, buffer, RecvFlags::TRUNC).map(|(_copied, length)| length)
+}
+
+async fn wait(fd: &AsyncFd<netlink_sys::Socket>, buffer: &mut [u8]) -> io::Result<usize> {
+    let receive = |socket: &netlink_sys::Socket| Ok(receive(socket, buffer)?);
+    fd.async_io(Interest::READABLE, receive)
+        .await
+        .map_err(|error| errno(&error))
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+/// What the kernel multicasts to groups of a netlink protocol.
+#[derive(Debug)]
+pub struct Notifications {
+    channel: Channel,
+}
+
+impl Notifications {
+    /// Opens a socket for a netlink protocol (`NETLINK_ROUTE`, ...) and joins the groups (`RTNLGRP_LINK`, ...).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`] if the kernel lacks the protocol or a group.
+    pub fn subscribe(protocol: isize, groups: &[u32]) -> Result<Self, Error> {
+        let channel = Channel::open(protocol)?;
+        for group in groups {
+            channel
+                .fd
+                .get_ref()
+                .add_membership(*group)
+                .map_err(|error| Error::Open(errno(&error)))?;
+        }
+        Ok(Self { channel })
+    }
+
+    /// Waits for the next notifications. Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overrun`] if the kernel had more to tell than the receive buffer takes, and other errors where what
+    /// it told cannot be read. After any of them the caller has missed something and has to dump.
+    pub async fn next<T: NetlinkDeserializable>(&mut self) -> Result<Vec<T>, Error> {
+        let mut notifications = Vec::new();
+        for answer in wire::answers(self.channel.receive().await?) {
+            let answer = answer?;
+            match answer.kind {
+                Kind::Payload(payload) => notifications.push(wire::payload(&answer.header, payload)?),
+                Kind::Overrun => return Err(Error::Overrun),
+                Kind::Ack | Kind::Error(_) | Kind::Done | Kind::Noop => {}
+            }
+        }
+        Ok(notifications)
+    }
+}
