@@ -133,10 +133,13 @@ impl Guest {
             kernel: &self.kernel,
             accelerator,
             dir: &dir,
-            image,
+            image: &image,
             limit,
         };
-        let status = boot.run(sink)?;
+        let ended = boot.run(sink);
+        fs::remove_file(&image).path("remove", &image)?;
+        let log = dir.join("kernel.log");
+        let status = ended.inspect_err(|_| eprintln!("lab: the kernel's log is {}", log.display()))?;
         fs::remove_dir_all(&dir).path("remove", &dir)?;
         Ok(status)
     }
