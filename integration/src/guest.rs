@@ -107,7 +107,11 @@ impl Guest {
     /// The guest could not be started, or its kernel crashed.
     pub fn run_and_keep(&self, command: &[String]) -> Result<u8> {
         let size = rustix::termios::tcgetwinsize(std::io::stdin());
-        let size = size.map_or((24, 80), |size| (size.ws_row, size.ws_col));
+        let size = size
+            .map(|size| (size.ws_row, size.ws_col))
+            .ok()
+            .filter(|(rows, _)| *rows > 0)
+            .unwrap_or((24, 80));
         self.boot(command, Some(size), None)
     }
 

@@ -59,7 +59,6 @@ const UNUSED: &[&str] = &[
     "./usr/bin/perl*",
     "./usr/lib/*/perl*",
     "./usr/lib/*/gconv",
-    "./usr/lib/locale",
     "./lib/systemd",
     "./usr/lib/systemd",
     "./lib/udev",

@@ -42,11 +42,11 @@ fn run() -> Result<(), Box<dyn Error>> {
     writeln!(reports, "{}", Report::Started)?;
     let status = run_command(&job, &output)?;
     tcdrain(&output)?;
+    writeln!(reports, "{}", Report::Exited(status))?;
+    tcdrain(&reports)?;
     if let Some((rows, columns)) = job.shell {
         shell(&job, &output, &cooked, rows, columns)?;
     }
-    writeln!(reports, "{}", Report::Exited(status))?;
-    tcdrain(&reports)?;
     Ok(())
 }
 
@@ -135,7 +135,6 @@ fn shell(job: &Job, output: &File, cooked: &Termios, rows: u16, columns: u16) ->
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?);
     command.status()?;
-    tcdrain(output)?;
     Ok(())
 }
 
