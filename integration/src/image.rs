@@ -29,9 +29,10 @@ pub struct GuestFile {
 /// A file cannot be read or written.
 pub fn ensure_base(kernel: &Kernel, userland: &Userland) -> Result<()> {
     let base = kernel.base_image();
-    let made = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
-    let userland_made = made(userland.root()).path("find", userland.root())?;
-    if made(&base).is_ok_and(|time| time > userland_made) {
+    let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    let stamp = userland.stamp();
+    let newest = time(&stamp).path("find", &stamp)?;
+    if time(&base).is_ok_and(|made| made > newest) {
         return Ok(());
     }
     step(&format!("making the image of Linux {}", kernel.release()), || {

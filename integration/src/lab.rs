@@ -7,6 +7,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Context, Result};
 
+/// In a directory that is complete: what it was made of.
+pub(crate) const STAMP: &str = "made-of";
+
 /// The lab's directory, `target/lab` of this checkout.
 #[derive(Debug, Clone)]
 pub struct Lab {
@@ -54,7 +57,7 @@ impl Lab {
         fill: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
         let (done, partial) = (self.path(name), self.path(format!("{name}.partial")));
-        if fs::read_to_string(done.join("made-of")).is_ok_and(|stamp| stamp == made_of) {
+        if fs::read_to_string(done.join(STAMP)).is_ok_and(|stamp| stamp == made_of) {
             return Ok(done);
         }
         for stale in [&partial, &done] {
@@ -64,7 +67,7 @@ impl Lab {
         }
         fs::create_dir_all(&partial).path("make", &partial)?;
         fill(&partial)?;
-        fs::write(partial.join("made-of"), made_of).path("finish", &partial)?;
+        fs::write(partial.join(STAMP), made_of).path("finish", &partial)?;
         fs::rename(&partial, &done).path("finish", &done)?;
         Ok(done)
     }

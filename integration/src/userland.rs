@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Context, Result};
-use crate::lab::Lab;
+use crate::lab::{self, Lab};
 use crate::packages;
 use crate::process::output;
 use crate::progress::step;
@@ -98,6 +98,11 @@ impl Userland {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The file whose modification time is that of the whole: the root's own comes out of a package.
+    pub(crate) fn stamp(&self) -> PathBuf {
+        self.root.with_file_name(lab::STAMP)
     }
 
     /// A program of the guest, to be run on the host under the given name, with the guest's own libraries.
