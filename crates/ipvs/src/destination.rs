@@ -118,6 +118,11 @@ impl TunnelFlags {
     pub const fn bits(self) -> u16 {
         self.0
     }
+
+    /// Whether all of the other's flags are set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
 }
 
 /// A real server of a virtual service.

@@ -12,7 +12,7 @@ mod stats;
 
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, ErrorContext, NLA_F_NESTED, Nla, NlaBuffer, NlasIterator, Parseable,
-    ParseableParametrized, emit_u32, parse_u32,
+    ParseableParametrized, parse_u32,
 };
 use netlink_packet_generic::{GenlFamily, GenlHeader};
 

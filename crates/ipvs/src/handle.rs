@@ -1,0 +1,250 @@
+use netlink_batch::{Errno, Socket};
+use netlink_packet_core::{DecodeError, Emitable, NetlinkMessage};
+use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
+use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
+use netlink_packet_generic::{GenlFamily, GenlMessage};
+use netlink_sys::protocols::NETLINK_GENERIC;
+
+use crate::wire::{IpvsCmd, IpvsMessage};
+use crate::{
+    Command, DestinationEntry, Error, Info, ServiceEntry, ServiceKey, SyncDaemon, Timeouts, VirtualService,
+};
+
+/// The IPVS of the network namespace in which it was connected.
+///
+/// The kernel has no notifications for IPVS: what others change is seen by asking again. It reads its table piece
+/// by piece and without a mark of consistency, so that what is added or deleted during a dump may be missing from
+/// it, and something else too: dump again before acting on what is *not* there, if others might have written.
+#[derive(Debug)]
+pub struct Handle {
+    socket: Socket,
+    family_id: u16,
+}
+
+impl Handle {
+    /// Opens a socket and looks the family up, by which the kernel loads the module `ip_vs`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSupported`] if the kernel has no such module.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn connect() -> Result<Self, Error> {
+        let mut socket = Socket::connect(NETLINK_GENERIC)?;
+        let family_id = family_id(&mut socket).await?;
+        Ok(Self { socket, family_id })
+    }
+
+    /// Executes commands in order and returns one result for each, in order. A command that fails stops none of
+    /// those that follow.
+    ///
+    /// A thousand commands are about one system call and one acknowledgement.
+    pub async fn batch(&mut self, commands: &[Command]) -> Vec<Result<(), Error>> {
+        let mut results = self.send(commands).await;
+        // ENOENT is also the answer to a family id that is gone: then none was executed.
+        if !results.is_empty() && results.iter().all(refused_with_enoent) {
+            match self.family_moved().await {
+                Ok(false) => {}
+                Ok(true) => results = self.send(commands).await,
+                Err(error) => return commands.iter().map(|_| Err(error.clone())).collect(),
+            }
+        }
+        std::iter::zip(commands, results)
+            .map(|(command, result)| result.map_err(|error| Error::of_command(command, error)))
+            .collect()
+    }
+
+    /// Executes one command.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel's errno means for this command.
+    pub async fn execute(&mut self, command: &Command) -> Result<(), Error> {
+        let results = self.batch(std::slice::from_ref(command)).await;
+        results.into_iter().collect()
+    }
+
+    /// Dumps all services (`IPVS_CMD_GET_SERVICE`). Services of a protocol other than those of
+    /// [`Protocol`](crate::Protocol) are left out: no packet reaches them.
+    ///
+    /// # Errors
+    ///
+    /// A dump is complete or an error.
+    pub async fn services(&mut self) -> Result<Vec<ServiceEntry>, Error> {
+        let answers = self.dump(IpvsMessage::new(IpvsCmd::GetService)).await?;
+        let entries = answers.iter().map(IpvsMessage::service_entry);
+        entries
+            .filter_map(Result::transpose)
+            .collect::<Result<_, _>>()
+            .map_err(decode)
+    }
+
+    /// One service.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`] if there is none.
+    pub async fn service(&mut self, key: &ServiceKey) -> Result<ServiceEntry, Error> {
+        let request = IpvsMessage::about(IpvsCmd::GetService, key);
+        let answer = self.request(request, Some(key)).await?;
+        let entry = answer.service_entry().map_err(decode)?;
+        entry.ok_or(Error::NoSuchService(*key))
+    }
+
+    /// Dumps the destinations of a service (`IPVS_CMD_GET_DEST`), the one added last first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`] if there is no such service. A dump is complete or an error.
+    pub async fn destinations(&mut self, key: &ServiceKey) -> Result<Vec<DestinationEntry>, Error> {
+        let answers = self
+            .dump(IpvsMessage::about(IpvsCmd::GetDestination, key))
+            .await?;
+        if answers.is_empty() {
+            // So the kernel also answers when there is no such service.
+            self.service(key).await?;
+        }
+        let entries = answers
+            .iter()
+            .map(|answer| answer.destination_entry(key.family()));
+        entries.collect::<Result<_, _>>().map_err(decode)
+    }
+
+    /// All services with their destinations: one dump, and one more for each service. Where only weights and
+    /// connection counts are wanted, [`proc::read`](crate::proc::read) has all of them in one pass.
+    ///
+    /// # Errors
+    ///
+    /// A dump is complete or an error. A service that is deleted meanwhile is left out.
+    pub async fn table(&mut self) -> Result<Vec<VirtualService>, Error> {
+        let mut table = Vec::new();
+        for entry in self.services().await? {
+            match self.destinations(&entry.service.key).await {
+                Ok(destinations) => table.push(VirtualService { entry, destinations }),
+                Err(Error::NoSuchService(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(table)
+    }
+
+    /// The version, and the size of the connection table (`IPVS_CMD_GET_INFO`).
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub async fn info(&mut self) -> Result<Info, Error> {
+        let answer = self.request(IpvsMessage::new(IpvsCmd::GetInfo), None).await?;
+        answer.info().map_err(decode)
+    }
+
+    /// The timeouts (`IPVS_CMD_GET_CONFIG`).
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub async fn timeouts(&mut self) -> Result<Timeouts, Error> {
+        let answer = self.request(IpvsMessage::new(IpvsCmd::GetConfig), None).await?;
+        Ok(answer.timeouts())
+    }
+
+    /// The sync daemons that run (`IPVS_CMD_GET_DAEMON`): none, one, or master and backup.
+    ///
+    /// # Errors
+    ///
+    /// A dump is complete or an error.
+    pub async fn daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
+        let answers = self.dump(IpvsMessage::new(IpvsCmd::GetDaemon)).await?;
+        let daemons = answers.iter().map(IpvsMessage::sync_daemon);
+        daemons.collect::<Result<_, _>>().map_err(decode)
+    }
+
+    async fn send(&mut self, commands: &[Command]) -> Vec<Result<(), netlink_batch::Error>> {
+        let family_id = self.family_id;
+        let messages = commands
+            .iter()
+            .map(|command| message(IpvsMessage::from(command), family_id));
+        self.socket.batch(messages).await
+    }
+
+    async fn dump(&mut self, request: IpvsMessage) -> Result<Vec<IpvsMessage>, Error> {
+        let answers = match self.socket.dump(message(request.clone(), self.family_id)).await {
+            Err(error) if error.errno() == Some(Errno::NOENT) && self.family_moved().await? => {
+                self.socket.dump(message(request, self.family_id)).await
+            }
+            answers => answers,
+        };
+        let answers = answers.map_err(|error| Error::of_query(None, error))?;
+        Ok(answers.into_iter().map(payload).collect())
+    }
+
+    async fn request(
+        &mut self,
+        request: IpvsMessage,
+        key: Option<&ServiceKey>,
+    ) -> Result<IpvsMessage, Error> {
+        let answers = match self
+            .socket
+            .request(message(request.clone(), self.family_id))
+            .await
+        {
+            Err(error) if error.errno() == Some(Errno::NOENT) && self.family_moved().await? => {
+                self.socket.request(message(request, self.family_id)).await
+            }
+            answers => answers,
+        };
+        let answers = answers.map_err(|error| Error::of_query(key, error))?;
+        let answer = answers.into_iter().map(payload).next();
+        answer.ok_or_else(|| Error::Decode("it is empty".to_owned()))
+    }
+
+    /// Looks the family up again: a module that was unloaded and loaded has another id. Returns whether it has.
+    async fn family_moved(&mut self) -> Result<bool, Error> {
+        let family_id = family_id(&mut self.socket).await?;
+        Ok(std::mem::replace(&mut self.family_id, family_id) != family_id)
+    }
+}
+
+fn refused_with_enoent(result: &Result<(), netlink_batch::Error>) -> bool {
+    matches!(result, Err(error) if error.errno() == Some(Errno::NOENT))
+}
+
+/// Asks the generic netlink controller for the number of the family.
+async fn family_id(socket: &mut Socket) -> Result<u16, Error> {
+    let name = IpvsMessage::family_name().to_owned();
+    let request = GenlCtrl {
+        cmd: GenlCtrlCmd::GetFamily,
+        nlas: vec![GenlCtrlAttrs::FamilyName(name)],
+    };
+    let answers = match socket.request(message(request, 0)).await {
+        Err(error) if error.errno() == Some(Errno::NOENT) => return Err(Error::NotSupported),
+        answers => answers?,
+    };
+    answers
+        .iter()
+        .flat_map(|answer| &answer.payload.nlas)
+        .find_map(|attribute| match attribute {
+            GenlCtrlAttrs::FamilyId(id) => Some(*id),
+            _ => None,
+        })
+        .ok_or_else(|| Error::Decode("CTRL_ATTR_FAMILY_ID is missing".to_owned()))
+}
+
+fn message<F: GenlFamily + Emitable + std::fmt::Debug>(
+    payload: F,
+    family_id: u16,
+) -> NetlinkMessage<GenlMessage<F>> {
+    let mut message = GenlMessage::from_payload(payload);
+    message.set_resolved_family_id(family_id);
+    message.into()
+}
+
+fn payload(message: GenlMessage<IpvsMessage>) -> IpvsMessage {
+    message.payload
+}
+
+fn decode(error: DecodeError) -> Error {
+    Error::Decode(error.to_string())
+}

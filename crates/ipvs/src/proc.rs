@@ -1,0 +1,223 @@
+//! `/proc/net/ip_vs`: all services with the weights and connection counts of all their destinations, in one pass.
+//!
+//! It says less than netlink: nothing of a scheduler's flags, persistence engines, tunnel types, thresholds or
+//! statistics, and of a service by fwmark not the family. But where netlink takes a dump for each service, this is
+//! a handful of reads.
+//!
+//! The kernel prints a service and its destinations in one piece, but between one `read` and the next, each of
+//! about a page, services may come and go: then one may be missing, or there twice. As with a dump, look again
+//! before acting on what is not there.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::{Family, Protocol, Scheduler, ServiceKey};
+
+/// The file for the network namespace of the calling thread. (`/proc/net` is that of the process's first thread.)
+const PATH: &str = "/proc/thread-self/net/ip_vs";
+
+/// A service of `/proc/net/ip_vs`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcService {
+    /// What the kernel finds it by.
+    pub key: ProcKey,
+    /// How it chooses a destination.
+    pub scheduler: Scheduler,
+    /// Whether it schedules each datagram for itself. The kernel does not say so of an IPv6 address's service.
+    pub one_packet: bool,
+    /// Whether and how clients stay with their destination.
+    pub persistence: Option<ProcPersistence>,
+    /// Its destinations, the one added last first.
+    pub destinations: Vec<ProcDestination>,
+}
+
+/// The key of a [`ProcService`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ProcKey {
+    /// Address, protocol and port.
+    Address(SocketAddr, Protocol),
+    /// A mark, of either family.
+    Fwmark(u32),
+}
+
+/// Persistence of a [`ProcService`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProcPersistence {
+    /// The timeout in jiffies: a second has as many as the kernel's `CONFIG_HZ`.
+    pub timeout_jiffies: u32,
+    /// The kernel's mask, as if it were IPv4's: the length of an IPv6 prefix is in the wrong byte order.
+    pub netmask: u32,
+}
+
+/// A destination of a [`ProcService`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProcDestination {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// How packets get there.
+    pub forwarding: ProcForwarding,
+    /// Its weight.
+    pub weight: u32,
+    /// Established connections.
+    pub active_connections: u32,
+    /// Connections in any other state, and those of UDP.
+    pub inactive_connections: u32,
+}
+
+/// The forwarding method of a [`ProcDestination`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProcForwarding {
+    /// Masquerading, or a method that has no name, such as bypass.
+    Masquerade,
+    /// Delivered on this machine.
+    Local,
+    /// Encapsulated, in whatever way.
+    Tunnel,
+    /// Direct routing.
+    DirectRoute,
+}
+
+impl ProcService {
+    /// The service's key. The family of a service by fwmark is that of its destinations, except that a tunnel may
+    /// lead to the other family: `None` if there is no destination to tell by.
+    pub fn service_key(&self) -> Option<ServiceKey> {
+        match self.key {
+            ProcKey::Address(address, protocol) => Some(ServiceKey::address(address, protocol)),
+            ProcKey::Fwmark(mark) => self
+                .destinations
+                .iter()
+                .find(|destination| destination.forwarding != ProcForwarding::Tunnel)
+                .map(|destination| ServiceKey::Fwmark {
+                    family: Family::of(destination.address.ip()),
+                    mark,
+                }),
+        }
+    }
+}
+
+/// Why there is no table.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read. It is missing as long as the module `ip_vs` is not loaded.
+    #[error("cannot read {PATH}: {0}")]
+    Read(#[from] io::Error),
+    /// A line is not what the kernel prints.
+    #[error("cannot make sense of line {line} of {PATH}: {text:?}")]
+    Parse {
+        /// The line, from 1.
+        line: usize,
+        /// What it says.
+        text: String,
+    },
+}
+
+/// Reads the table of the network namespace that the calling thread is in.
+///
+/// # Errors
+///
+/// [`Error::Read`] if there is no such file; [`Error::Parse`] if it is not what is expected.
+pub fn read() -> Result<Vec<ProcService>, Error> {
+    parse(&std::fs::read_to_string(PATH)?)
+}
+
+/// Reads what the file says. Services of a protocol other than those of [`Protocol`] are left out: no packet
+/// reaches them.
+///
+/// # Errors
+///
+/// [`Error::Parse`].
+pub fn parse(text: &str) -> Result<Vec<ProcService>, Error> {
+    let mut services: Vec<ProcService> = Vec::new();
+    // Destinations of a service that is left out go with it.
+    let mut left_out = false;
+    // Three lines say what follows.
+    for (number, line) in std::iter::zip(1.., text.lines()).skip(3) {
+        let understood = if let Some(destination) = line.strip_prefix("  -> ") {
+            parse_destination(destination).and_then(|destination| {
+                if !left_out {
+                    services.last_mut()?.destinations.push(destination);
+                }
+                Some(())
+            })
+        } else {
+            parse_service(line).map(|service| {
+                left_out = service.is_none();
+                services.extend(service);
+            })
+        };
+        understood.ok_or_else(|| Error::Parse {
+            line: number,
+            text: line.to_owned(),
+        })?;
+    }
+    Ok(services)
+}
+
+/// `Some(None)` is a service to be left out.
+fn parse_service(line: &str) -> Option<Option<ProcService>> {
+    let mut words = line.split_ascii_whitespace();
+    let key = match words.next()? {
+        "FWM" => ProcKey::Fwmark(u32::from_str_radix(words.next()?, 16).ok()?),
+        protocol => {
+            let address = socket_addr(words.next()?)?;
+            match protocol.parse() {
+                Ok(protocol) => ProcKey::Address(address, protocol),
+                Err(_) => return Some(None),
+            }
+        }
+    };
+    let scheduler = words.next()?.parse().ok()?;
+    let one_packet = words.clone().next() == Some("ops");
+    if one_packet {
+        words.next();
+    }
+    let persistence = match words.next() {
+        None => None,
+        Some("persistent") => Some(ProcPersistence {
+            timeout_jiffies: signed(words.next()?)?,
+            netmask: u32::from_str_radix(words.next()?, 16).ok()?,
+        }),
+        Some(_) => return None,
+    };
+    words.next().is_none().then_some(Some(ProcService {
+        key,
+        scheduler,
+        one_packet,
+        persistence,
+        destinations: Vec::new(),
+    }))
+}
+
+fn parse_destination(line: &str) -> Option<ProcDestination> {
+    let mut words = line.split_ascii_whitespace();
+    let destination = ProcDestination {
+        address: socket_addr(words.next()?)?,
+        forwarding: match words.next()? {
+            "Masq" => ProcForwarding::Masquerade,
+            "Local" => ProcForwarding::Local,
+            "Tunnel" => ProcForwarding::Tunnel,
+            "Route" => ProcForwarding::DirectRoute,
+            _ => return None,
+        },
+        weight: signed(words.next()?)?,
+        active_connections: signed(words.next()?)?,
+        inactive_connections: signed(words.next()?)?,
+    };
+    words.next().is_none().then_some(destination)
+}
+
+/// `0A000001:0050`, or `[fd00:0000:0000:0000:0000:0000:0000:0001]:0050`.
+fn socket_addr(word: &str) -> Option<SocketAddr> {
+    let (address, port) = word.rsplit_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let address: IpAddr = match address.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.into(),
+        None => Ipv4Addr::from_bits(u32::from_str_radix(address, 16).ok()?).into(),
+    };
+    Some(SocketAddr::new(address, port))
+}
+
+/// The kernel prints its unsigned numbers as signed ones.
+fn signed(word: &str) -> Option<u32> {
+    word.parse::<i32>().ok().map(|number| number as u32)
+}
