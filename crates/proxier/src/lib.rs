@@ -16,7 +16,22 @@
 //! kernel wants. An agent that has its own source of Services sends [`model::Change`]s to a
 //! [`Reconciler`]; one that only wants to know what would be programmed calls [`plan::plan`].
 
+mod applied;
 pub mod config;
+pub mod diff;
+mod drain;
+mod endpoints;
+pub mod kernel;
 pub mod model;
+pub mod plan;
+#[cfg(test)]
+mod properties;
+pub mod reconciler;
+pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod wanted;
 
+pub use applied::Applied;
 pub use config::Config;
+pub use reconciler::Reconciler;

@@ -1,0 +1,169 @@
+//! What the kernel is known to hold.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+use ipvs::{Command, Destination, ServiceKey};
+
+use crate::{
+    diff::Operation,
+    kernel::{
+        Observed,
+        netfilter::{Element, Treatment},
+    },
+    wanted::Key,
+};
+
+/// The kernel's state, as far as it concerns Services: read once, then updated by results only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub(crate) servers: HashMap<ServiceKey, Server>,
+    pub(crate) treatments: HashMap<ServiceKey, Treatment>,
+    pub(crate) addresses: HashSet<IpAddr>,
+    pub(crate) guarded: HashSet<IpAddr>,
+    pub(crate) hairpins: HashSet<IpAddr>,
+    /// Addresses on kube-ipvs0 that are somebody else's business (`--ipvs-exclude-cidrs`).
+    excluded: Vec<IpNet>,
+}
+
+/// A virtual server in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) service: ipvs::Service,
+    pub(crate) destinations: BTreeMap<SocketAddr, Destination>,
+    /// Whether we may remove it (I4).
+    pub(crate) ours: bool,
+}
+
+impl Applied {
+    /// What was read from the kernel.
+    ///
+    /// A virtual server is ours if the kernel's own records say so: its address is on kube-ipvs0, or an
+    /// element of our nftables map names it. On the excluded CIDRs nothing is ours until a Service wants it.
+    pub fn new(observed: Observed, excluded: &[IpNet]) -> Self {
+        let mut applied = Self { excluded: excluded.to_vec(), ..Self::default() };
+        applied.addresses = observed.addresses.into_iter().collect();
+        for element in observed.elements {
+            match element {
+                Element::Service { address, protocol, port, treatment } => {
+                    applied.treatments.insert(ServiceKey::Address { address, protocol, port }, treatment);
+                }
+                Element::ServiceAddress(address) => {
+                    applied.guarded.insert(address);
+                }
+                Element::Hairpin(address) => {
+                    applied.hairpins.insert(address);
+                }
+            }
+        }
+        for (service, destinations) in observed.servers {
+            let key = service.key;
+            let ours = match key {
+                ServiceKey::Address { address, .. } => {
+                    !applied.is_excluded(&address)
+                        && (applied.addresses.contains(&address) || applied.treatments.contains_key(&key))
+                }
+                ServiceKey::Fwmark { .. } => false,
+            };
+            let destinations = destinations.into_iter().map(|d| (d.socket_addr(), d)).collect();
+            applied.servers.insert(key, Server { service, destinations, ours });
+        }
+        applied
+    }
+
+    /// Whether an address on kube-ipvs0 is left alone while no Service wants it.
+    pub(crate) fn is_excluded(&self, address: &IpAddr) -> bool {
+        self.excluded.iter().any(|cidr| cidr.contains(address))
+    }
+
+    /// All that is ours.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
+        let servers = self.servers.iter().filter(|(_, server)| server.ours).map(|(key, _)| Key::Server(*key));
+        let treatments = self.treatments.keys().copied().map(Key::Server);
+        let addresses = self.addresses.iter().chain(&self.guarded).copied().map(Key::Address);
+        let hairpins = self.hairpins.iter().copied().map(Key::Hairpin);
+        servers.chain(treatments).chain(addresses).chain(hairpins)
+    }
+
+    /// The real servers of ours that get no new connections.
+    pub(crate) fn quiescent(&self) -> impl Iterator<Item = (ServiceKey, SocketAddr)> {
+        let ours = self.servers.iter().filter(|(_, server)| server.ours);
+        ours.flat_map(|(key, server)| {
+            let quiet = server.destinations.values().filter(|d| d.weight == 0);
+            quiet.map(|d| (*key, d.socket_addr()))
+        })
+    }
+
+    /// Takes note that the kernel has done `operation`.
+    pub(crate) fn record(&mut self, operation: &Operation) {
+        match operation {
+            Operation::AddElement(element) => match *element {
+                Element::Service { address, protocol, port, treatment } => {
+                    self.treatments.insert(ServiceKey::Address { address, protocol, port }, treatment);
+                }
+                Element::ServiceAddress(address) => {
+                    self.guarded.insert(address);
+                }
+                Element::Hairpin(address) => {
+                    self.hairpins.insert(address);
+                }
+            },
+            Operation::RemoveElement(element) => match *element {
+                Element::Service { address, protocol, port, treatment } => {
+                    let key = ServiceKey::Address { address, protocol, port };
+                    // A treatment is replaced by removing the old element and adding the new one at once.
+                    if self.treatments.get(&key) == Some(&treatment) {
+                        self.treatments.remove(&key);
+                    }
+                }
+                Element::ServiceAddress(address) => {
+                    self.guarded.remove(&address);
+                }
+                Element::Hairpin(address) => {
+                    self.hairpins.remove(&address);
+                }
+            },
+            Operation::AddAddress(address) => {
+                self.addresses.insert(*address);
+            }
+            Operation::RemoveAddress(address) => {
+                self.addresses.remove(address);
+            }
+            Operation::Ipvs(command) => self.record_ipvs(command),
+        }
+    }
+
+    fn record_ipvs(&mut self, command: &Command) {
+        match command {
+            Command::NewService(service) => {
+                let server = Server { service: service.clone(), destinations: BTreeMap::new(), ours: true };
+                self.servers.insert(service.key, server);
+            }
+            Command::SetService(service) => {
+                if let Some(server) = self.servers.get_mut(&service.key) {
+                    server.service = service.clone();
+                    server.ours = true;
+                }
+            }
+            Command::DelService(key) => {
+                self.servers.remove(key);
+            }
+            Command::NewDestination(key, destination) | Command::SetDestination(key, destination) => {
+                if let Some(server) = self.servers.get_mut(key) {
+                    server.destinations.insert(destination.socket_addr(), destination.clone());
+                    server.ours = true;
+                }
+            }
+            Command::DelDestination(key, address) => {
+                if let Some(server) = self.servers.get_mut(key) {
+                    server.destinations.remove(address);
+                }
+            }
+            // The others do not concern Services: nothing of them is planned.
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Which of a Service port's endpoints serve which clients: the slices merged, readiness, topology, locality.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use ipvs::Family;
+
+use crate::model::{Conditions, Endpoint, EndpointSlice, Hints, ServicePort};
+
+/// All endpoints of one Service port in one address family, merged over the Service's slices.
+#[derive(Debug)]
+pub(crate) struct Endpoints<'a> {
+    by_address: BTreeMap<SocketAddr, Candidate<'a>>,
+}
+
+/// An endpoint, as far as the choice depends on it.
+#[derive(Clone, Copy, Debug)]
+struct Candidate<'a> {
+    conditions: Conditions,
+    local: bool,
+    hints: Option<&'a Hints>,
+}
+
+/// Where the choice is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    /// Our node's name, as endpoints give it.
+    pub(crate) node: &'a Arc<str>,
+    /// Our node's zone, if it is known.
+    pub(crate) zone: Option<&'a Arc<str>>,
+}
+
+impl<'a> Endpoints<'a> {
+    /// Merges the slices' endpoints for `port`.
+    ///
+    /// An address may stand in several slices while the slices are rearranged, or while a pod's successor
+    /// has its address already: one that is ready wins over one that is terminating (A13), and among equals
+    /// the slice that comes first (Q38).
+    pub(crate) fn merge(
+        slices: impl IntoIterator<Item = &'a EndpointSlice>,
+        port: &ServicePort,
+        family: Family,
+        node: &str,
+    ) -> Self {
+        let mut by_address = BTreeMap::new();
+        for slice in slices {
+            let numbers = slice
+                .ports
+                .iter()
+                .filter(|p| p.name == port.name && p.protocol == port.protocol)
+                .map(|p| p.port);
+            for number in numbers {
+                for endpoint in slice.endpoints.iter().filter(|e| Family::of(e.address) == family) {
+                    let candidate = Candidate::new(endpoint, node);
+                    match by_address.entry(SocketAddr::new(endpoint.address, number.get())) {
+                        Entry::Vacant(vacant) => {
+                            vacant.insert(candidate);
+                        }
+                        Entry::Occupied(mut known) if candidate.rank() > known.get().rank() => {
+                            known.insert(candidate);
+                        }
+                        Entry::Occupied(_) => {}
+                    }
+                }
+            }
+        }
+        Self { by_address }
+    }
+
+    /// Every address that the slices name, whatever its condition.
+    pub(crate) fn all(&self) -> impl Iterator<Item = SocketAddr> {
+        self.by_address.keys().copied()
+    }
+
+    /// The addresses of the pods on our node.
+    pub(crate) fn local(&self) -> impl Iterator<Item = SocketAddr> {
+        self.by_address.iter().filter(|(_, c)| c.local).map(|(address, _)| *address)
+    }
+
+    /// For clients of policy Cluster: the ready endpoints, those that topology hints mean for us if they
+    /// are complete; if none is ready, those that terminate but still serve.
+    pub(crate) fn of_cluster(&self, place: Place<'_>) -> BTreeSet<SocketAddr> {
+        let topology = self.topology(place);
+        self.choose(|c| c.conditions.ready && topology.admits(c, place))
+            .or_else(|| self.choose(|c| c.serves_while_terminating()))
+            .unwrap_or_default()
+    }
+
+    /// For clients of policy Local: the same choice among the endpoints on our node, without topology;
+    /// nothing if there is none.
+    pub(crate) fn of_node(&self) -> Option<BTreeSet<SocketAddr>> {
+        self.choose(|c| c.local && c.conditions.ready)
+            .or_else(|| self.choose(|c| c.local && c.serves_while_terminating()))
+    }
+
+    /// The addresses of the candidates that `wanted` accepts, if there is one.
+    fn choose(&self, wanted: impl Fn(&Candidate<'_>) -> bool) -> Option<BTreeSet<SocketAddr>> {
+        let chosen: BTreeSet<_> =
+            self.by_address.iter().filter(|(_, c)| wanted(c)).map(|(address, _)| *address).collect();
+        (!chosen.is_empty()).then_some(chosen)
+    }
+
+    /// Hints count only if every ready endpoint has them, and one of them means us: with anything less,
+    /// traffic of some node would have nowhere to go.
+    fn topology(&self, place: Place<'_>) -> Topology {
+        let ready = || self.by_address.values().filter(|c| c.conditions.ready);
+        let complete = |topology: Topology, hinted: fn(&Hints) -> bool| {
+            ready().all(|c| c.hints.is_some_and(hinted)) && ready().any(|c| topology.admits(c, place))
+        };
+        if complete(Topology::SameNode, |h| !h.nodes.is_empty()) {
+            Topology::SameNode
+        } else if complete(Topology::SameZone, |h| !h.zones.is_empty()) {
+            Topology::SameZone
+        } else {
+            Topology::Anywhere
+        }
+    }
+}
+
+impl<'a> Candidate<'a> {
+    fn new(endpoint: &'a Endpoint, node: &str) -> Self {
+        Self {
+            conditions: endpoint.conditions,
+            local: endpoint.node.as_deref() == Some(node),
+            hints: endpoint.hints.as_deref(),
+        }
+    }
+
+    /// Orders the duplicates of an address.
+    fn rank(&self) -> (bool, bool, bool) {
+        (self.conditions.ready, self.conditions.serving, !self.conditions.terminating)
+    }
+
+    fn serves_while_terminating(&self) -> bool {
+        self.conditions.serving && self.conditions.terminating
+    }
+}
+
+/// How far away the endpoints may be that policy Cluster chooses from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topology {
+    /// `hints.forNodes` name our node.
+    SameNode,
+    /// `hints.forZones` name our zone.
+    SameZone,
+    Anywhere,
+}
+
+impl Topology {
+    fn admits(self, candidate: &Candidate<'_>, place: Place<'_>) -> bool {
+        match self {
+            Self::SameNode => candidate.hints.is_some_and(|h| h.nodes.contains(place.node)),
+            Self::SameZone => {
+                place.zone.is_some_and(|zone| candidate.hints.is_some_and(|h| h.zones.contains(zone)))
+            }
+            Self::Anywhere => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::Protocol,
+        testing::{endpoint, endpoint_port, local_endpoint, port, slice},
+    };
+
+    const HERE: &str = "here";
+
+    fn merged(slices: &[EndpointSlice]) -> Endpoints<'_> {
+        Endpoints::merge(slices, &port("", Protocol::Tcp, 80), Family::Inet, HERE)
+    }
+
+    fn of_cluster(slices: &[EndpointSlice], zone: Option<&str>) -> Vec<String> {
+        let (node, zone) = (Arc::from(HERE), zone.map(Arc::from));
+        texts(merged(slices).of_cluster(Place { node: &node, zone: zone.as_ref() }))
+    }
+
+    fn texts(addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<String> {
+        addresses.into_iter().map(|a| a.to_string()).collect()
+    }
+
+    #[test]
+    fn slices_are_merged_by_port_name_protocol_and_family() {
+        let mut many = slice("s1", "a", &[endpoint("10.244.0.1"), endpoint("fd00::1")]);
+        many.ports.push(endpoint_port("", Protocol::Udp, 53));
+        many.ports.push(endpoint_port("metrics", Protocol::Tcp, 9090));
+        let slices = [many, slice("s2", "a", &[endpoint("10.244.0.2")])];
+        assert_eq!(texts(merged(&slices).all()), ["10.244.0.1:8080", "10.244.0.2:8080"]);
+    }
+
+    #[test]
+    fn one_port_name_with_different_numbers_keeps_them_all() {
+        let mut second = slice("s2", "a", &[endpoint("10.244.0.2")]);
+        second.ports = vec![endpoint_port("", Protocol::Tcp, 9090)];
+        let slices = [slice("s1", "a", &[endpoint("10.244.0.1")]), second];
+        assert_eq!(of_cluster(&slices, None), ["10.244.0.1:8080", "10.244.0.2:9090"]);
+    }
+
+    #[test]
+    fn a13_of_two_endpoints_with_one_address_the_ready_one_counts() {
+        let dying = slice("s1", "a", &[endpoint("10.244.0.1").terminating(false)]);
+        let born = slice("s2", "a", &[endpoint("10.244.0.1")]);
+        for slices in [[dying.clone(), born.clone()], [born, dying]] {
+            assert_eq!(of_cluster(&slices, None), ["10.244.0.1:8080"]);
+        }
+    }
+
+    #[test]
+    fn e7_terminating_endpoints_serve_only_when_none_is_ready() {
+        let leaving = endpoint("10.244.0.1").terminating(true);
+        let gone = endpoint("10.244.0.2").terminating(false);
+        let failing = endpoint("10.244.0.3").not_ready();
+        let ready = endpoint("10.244.0.4");
+        let with_ready = [slice("s", "a", &[leaving.clone(), gone.clone(), failing.clone(), ready])];
+        assert_eq!(of_cluster(&with_ready, None), ["10.244.0.4:8080"]);
+        let without = [slice("s", "a", &[leaving, gone, failing])];
+        assert_eq!(of_cluster(&without, None), ["10.244.0.1:8080"]);
+    }
+
+    #[test]
+    fn policy_local_chooses_among_our_pods() {
+        let slices = [slice(
+            "s",
+            "a",
+            &[endpoint("10.244.1.1"), local_endpoint("10.244.0.1"), local_endpoint("10.244.0.2").terminating(true)],
+        )];
+        assert_eq!(texts(merged(&slices).of_node().unwrap()), ["10.244.0.1:8080"]);
+        assert_eq!(texts(merged(&slices).local()), ["10.244.0.1:8080", "10.244.0.2:8080"]);
+        let leaving = [slice("s", "a", &[endpoint("10.244.1.1"), local_endpoint("10.244.0.2").terminating(true)])];
+        assert_eq!(texts(merged(&leaving).of_node().unwrap()), ["10.244.0.2:8080"]);
+    }
+
+    fn hinted(address: &str, zone: &str, node: Option<&str>) -> Endpoint {
+        let hints = Hints { zones: vec![zone.into()], nodes: node.into_iter().map(Arc::from).collect() };
+        Endpoint { hints: Some(Box::new(hints)), ..endpoint(address) }
+    }
+
+    #[test]
+    fn e8_complete_zone_hints_choose_our_zone() {
+        let slices = [slice("s", "a", &[hinted("10.244.0.1", "z1", None), hinted("10.244.0.2", "z2", None)])];
+        assert_eq!(of_cluster(&slices, Some("z2")), ["10.244.0.2:8080"]);
+        let all = ["10.244.0.1:8080", "10.244.0.2:8080"];
+        assert_eq!(of_cluster(&slices, Some("z3")), all, "no endpoint is meant for our zone");
+        assert_eq!(of_cluster(&slices, None), all, "our zone is not known");
+        let incomplete = [slice("s", "a", &[hinted("10.244.0.1", "z1", None), endpoint("10.244.0.2")])];
+        assert_eq!(of_cluster(&incomplete, Some("z1")), all, "one endpoint has no hint");
+    }
+
+    #[test]
+    fn e8_node_hints_go_before_zone_hints() {
+        let slices = [slice(
+            "s",
+            "a",
+            &[hinted("10.244.0.1", "z1", Some(HERE)), hinted("10.244.0.2", "z1", Some("other"))],
+        )];
+        assert_eq!(of_cluster(&slices, Some("z1")), ["10.244.0.1:8080"]);
+    }
+}

@@ -1,0 +1,168 @@
+//! A kernel in memory, for tests: it behaves as the real one does where the reconciler depends on it, and
+//! refuses what does not make sense.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    future::pending,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
+
+use ipvs::{Command, Destination, Family, ServiceKey};
+
+use super::{
+    Event, Failure, FailureKind, Kernel, Observed,
+    netfilter::{Element, Treatment},
+};
+use crate::{diff::Operation, drain::RealServer};
+
+/// A handle to the state, which the test and the reconciler share.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FakeKernel(Rc<RefCell<State>>);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) servers: BTreeMap<ServiceKey, (ipvs::Service, BTreeMap<SocketAddr, Destination>)>,
+    pub(crate) treatments: BTreeMap<ServiceKey, Treatment>,
+    pub(crate) guarded: BTreeSet<IpAddr>,
+    pub(crate) hairpins: BTreeSet<IpAddr>,
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    pub(crate) own_addresses: BTreeSet<IpAddr>,
+    pub(crate) connections: HashMap<RealServer, u64>,
+    /// Everything that was done, in order.
+    pub(crate) log: Vec<String>,
+    /// Operations, by their text, that are refused.
+    pub(crate) refused: BTreeSet<String>,
+    /// Whether reading the state fails.
+    pub(crate) unreadable: bool,
+}
+
+impl FakeKernel {
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.0.borrow_mut())
+    }
+
+    /// What was done since the last call.
+    pub(crate) fn take_log(&self) -> Vec<String> {
+        self.change(|state| std::mem::take(&mut state.log))
+    }
+
+    /// Does the operations; all of them must make sense.
+    pub(crate) fn do_all(&self, operations: impl IntoIterator<Item = Operation>) {
+        for operation in operations {
+            self.change(|state| state.apply(&operation)).unwrap();
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn observe(&self) -> Observed {
+        let services = self.treatments.iter().map(|(key, treatment)| match *key {
+            ServiceKey::Address { address, protocol, port } => {
+                Element::Service { address, protocol, port, treatment: *treatment }
+            }
+            ServiceKey::Fwmark { .. } => panic!("no element has a mark for its key"),
+        });
+        let guarded = self.guarded.iter().copied().map(Element::ServiceAddress);
+        let hairpins = self.hairpins.iter().copied().map(Element::Hairpin);
+        Observed {
+            families: vec![Family::Inet, Family::Inet6],
+            own_addresses: self.own_addresses.iter().copied().collect(),
+            servers: self
+                .servers
+                .values()
+                .map(|(service, destinations)| (service.clone(), destinations.values().cloned().collect()))
+                .collect(),
+            addresses: self.addresses.iter().copied().collect(),
+            elements: services.chain(guarded).chain(hairpins).collect(),
+        }
+    }
+
+    pub(crate) fn apply(&mut self, operation: &Operation) -> Result<(), Failure> {
+        let text = operation.to_string();
+        let refused = Failure { kind: FailureKind::Refused, reason: format!("refused: {text}") };
+        if self.refused.contains(&text) {
+            return Err(refused);
+        }
+        let makes_sense = match operation {
+            Operation::AddElement(element) => {
+                match *element {
+                    Element::Service { address, protocol, port, treatment } => {
+                        self.treatments.insert(ServiceKey::Address { address, protocol, port }, treatment);
+                    }
+                    Element::ServiceAddress(address) => {
+                        self.guarded.insert(address);
+                    }
+                    Element::Hairpin(address) => {
+                        self.hairpins.insert(address);
+                    }
+                }
+                true
+            }
+            Operation::RemoveElement(element) => match *element {
+                Element::Service { address, protocol, port, .. } => {
+                    self.treatments.remove(&ServiceKey::Address { address, protocol, port }).is_some()
+                }
+                Element::ServiceAddress(address) => self.guarded.remove(&address),
+                Element::Hairpin(address) => self.hairpins.remove(&address),
+            },
+            Operation::AddAddress(address) => self.addresses.insert(*address),
+            Operation::RemoveAddress(address) => self.addresses.remove(address),
+            Operation::Ipvs(command) => self.ipvs(command),
+        };
+        if makes_sense {
+            self.log.push(text);
+            Ok(())
+        } else {
+            Err(Failure { kind: FailureKind::Unknown, ..refused })
+        }
+    }
+
+    fn ipvs(&mut self, command: &Command) -> bool {
+        match command {
+            Command::NewService(service) => {
+                self.servers.insert(service.key, (service.clone(), BTreeMap::new())).is_none()
+            }
+            Command::SetService(service) => match self.servers.get_mut(&service.key) {
+                Some(server) => {
+                    server.0 = service.clone();
+                    true
+                }
+                None => false,
+            },
+            Command::DelService(key) => self.servers.remove(key).is_some(),
+            Command::NewDestination(key, destination) => self.servers.get_mut(key).is_some_and(|server| {
+                server.1.insert(destination.socket_addr(), destination.clone()).is_none()
+            }),
+            Command::SetDestination(key, destination) => self.servers.get_mut(key).is_some_and(|server| {
+                server.1.insert(destination.socket_addr(), destination.clone()).is_some()
+            }),
+            Command::DelDestination(key, address) => {
+                self.servers.get_mut(key).is_some_and(|server| server.1.remove(address).is_some())
+            }
+            other => panic!("not planned for Services: {other}"),
+        }
+    }
+}
+
+impl Kernel for FakeKernel {
+    async fn observe(&mut self) -> Result<Observed, Failure> {
+        self.change(|state| match state.unreadable {
+            true => Err(Failure { kind: FailureKind::Unknown, reason: "interrupted".into() }),
+            false => Ok(state.observe()),
+        })
+    }
+
+    async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {
+        operations.iter().map(|operation| self.change(|state| state.apply(operation))).collect()
+    }
+
+    async fn connections(&mut self) -> Result<HashMap<RealServer, u64>, Failure> {
+        Ok(self.change(|state| state.connections.clone()))
+    }
+
+    async fn event(&mut self) -> Event {
+        pending().await
+    }
+}

@@ -1,0 +1,105 @@
+//! The kernel's side: drivers that carry out operations and read the state back. They hold no policy.
+
+use std::{collections::HashMap, fmt, future::Future, net::IpAddr};
+
+use ipvs::{Destination, Family};
+
+use crate::{diff::Operation, drain::RealServer};
+
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod link;
+pub mod netfilter;
+pub mod sysctl;
+
+/// What the kernel holds that concerns Services, in one reading.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// The address families that it has.
+    pub families: Vec<Family>,
+    /// The node's own addresses: without loopback, link-local ones, and those on kube-ipvs0.
+    pub own_addresses: Vec<IpAddr>,
+    /// Every virtual server with its real servers, whoever made them.
+    pub servers: Vec<(ipvs::Service, Vec<Destination>)>,
+    /// The addresses on kube-ipvs0.
+    pub addresses: Vec<IpAddr>,
+    /// The elements of our nftables tables.
+    pub elements: Vec<netfilter::Element>,
+}
+
+/// Something happened in the kernel that we did not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// These are the node's own addresses now.
+    NodeAddresses(Vec<IpAddr>),
+    /// An address came to kube-ipvs0 or left it. Our own changes are reported too.
+    ServiceAddress {
+        /// The address.
+        address: IpAddr,
+        /// Whether it is there now.
+        present: bool,
+    },
+    /// State of ours may have been lost, or notifications of it: it has to be read again.
+    Unknown,
+}
+
+/// Why an operation was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What to make of it.
+    pub kind: FailureKind,
+    /// The reason, in a sentence.
+    pub reason: String,
+}
+
+/// What a failed operation says about the kernel's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The kernel refused it, and nothing has changed.
+    Refused,
+    /// The kernel does not hold what we thought, or may have done the operation: it has to be read again.
+    Unknown,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// Which driver carries an operation out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// nftables
+    Netfilter,
+    /// IPVS
+    Ipvs,
+    /// kube-ipvs0
+    Link,
+}
+
+impl Operation {
+    /// The driver that carries it out.
+    pub fn driver(&self) -> Driver {
+        match self {
+            Self::AddElement(_) | Self::RemoveElement(_) => Driver::Netfilter,
+            Self::Ipvs(_) => Driver::Ipvs,
+            Self::AddAddress(_) | Self::RemoveAddress(_) => Driver::Link,
+        }
+    }
+}
+
+/// The kernel, as the reconciler needs it. [`linux::Linux`] is the real one.
+pub trait Kernel {
+    /// Reads everything. A reading that is not whole is an error (I3).
+    fn observe(&mut self) -> impl Future<Output = Result<Observed, Failure>>;
+
+    /// Carries out operations of one driver, in their order. Returns a result for each.
+    fn apply(&mut self, operations: &[Operation]) -> impl Future<Output = Vec<Result<(), Failure>>>;
+
+    /// The connections, active and inactive, of every real server.
+    fn connections(&mut self) -> impl Future<Output = Result<HashMap<RealServer, u64>, Failure>>;
+
+    /// Waits for something that we did not do. Dropping the future loses nothing.
+    fn event(&mut self) -> impl Future<Output = Event>;
+}

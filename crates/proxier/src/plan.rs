@@ -1,0 +1,372 @@
+//! What a Service means: the kernel objects that it wants on this node.
+//!
+//! [`plan`] is a pure function of one Service, its EndpointSlices, the node's facts and the configuration.
+//! Each address that clients may use becomes a [`Frontend`]:
+//!
+//! | address | bound to kube-ipvs0 | endpoints chosen by | new flows |
+//! |---|---|---|---|
+//! | ClusterIP | yes | `internalTrafficPolicy` | masqueraded unless a pod sends them |
+//! | external IP, load-balancer IP | unless it is the node's own | `externalTrafficPolicy` | masqueraded, or left alone if that is Local |
+//! | node port on a node address | never | `externalTrafficPolicy` | the same |
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+    sync::Arc,
+};
+
+use ipvs::{Family, Protocol, Scheduler, ServiceFlags, ServiceKey};
+
+use crate::{
+    config::{Config, NodePortAddresses},
+    endpoints::{Endpoints, Place},
+    kernel::netfilter::Treatment,
+    model::{EndpointSlice, Node, Service, TrafficPolicy},
+};
+
+/// The kernel objects that one Service wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Virtual servers with their real servers, and how netfilter treats their new flows.
+    pub frontends: BTreeMap<ServiceKey, Frontend>,
+    /// Addresses on kube-ipvs0.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Pods on this node that may be sent their own packets, which must be masqueraded then (E3).
+    pub hairpins: BTreeSet<IpAddr>,
+}
+
+/// One virtual server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// The kernel's virtual service: key, scheduler, flags, persistence.
+    pub virtual_server: ipvs::Service,
+    /// Its real servers. Frontends of one port and policy share them.
+    pub real_servers: Arc<RealServers>,
+    /// What happens to its new flows before IPVS takes them.
+    pub treatment: Treatment,
+}
+
+/// The real servers of a virtual server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RealServers {
+    /// Those that get new connections. All have weight 1: Services know no other.
+    pub usable: BTreeSet<SocketAddr>,
+    /// Those that may keep the connections that they have, at weight 0, if they are real servers already:
+    /// TCP endpoints that still exist but are not chosen any more (A2). An endpoint that has left its slice
+    /// is not among them: its connections have nobody left to answer them (A9).
+    pub leaving: BTreeSet<SocketAddr>,
+}
+
+/// What a plan depends on besides the Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The address families that the kernel has.
+    pub families: Vec<Family>,
+    /// The node's own addresses: those on its links, without loopback, link-local ones and kube-ipvs0's.
+    pub own_addresses: BTreeSet<IpAddr>,
+    /// Those of them that answer on node ports.
+    pub node_port_addresses: BTreeSet<IpAddr>,
+    /// The node's zone, if it is known.
+    pub zone: Option<Arc<str>>,
+}
+
+impl NodeFacts {
+    /// Derives the facts from the addresses on the node's links and from the Node object, if there is one.
+    pub fn new(
+        config: &Config,
+        families: Vec<Family>,
+        own_addresses: impl IntoIterator<Item = IpAddr>,
+        node: Option<&Node>,
+    ) -> Self {
+        let own_addresses: BTreeSet<_> = own_addresses.into_iter().collect();
+        let answers = |address: &IpAddr| match &config.node_port_addresses {
+            NodePortAddresses::All => true,
+            NodePortAddresses::Cidrs(cidrs) => cidrs.iter().any(|cidr| cidr.contains(address)),
+            NodePortAddresses::Primary => node.is_some_and(|node| node.addresses.contains(address)),
+        };
+        let node_port_addresses = own_addresses.iter().copied().filter(answers).collect();
+        Self { families, own_addresses, node_port_addresses, zone: node.and_then(|node| node.zone.clone()) }
+    }
+}
+
+/// Plans one Service.
+///
+/// An address family that the kernel lacks, or for which the Service has no ClusterIP, gets nothing.
+pub fn plan<'a>(
+    service: &Service,
+    slices: impl IntoIterator<Item = &'a EndpointSlice> + Clone,
+    node: &NodeFacts,
+    config: &Config,
+) -> Plan {
+    let mut plan = Plan::default();
+    let place = Place { node: &config.node_name, zone: node.zone.as_ref() };
+    for cluster_ip in &service.cluster_ips {
+        let family = Family::of(*cluster_ip);
+        if !node.families.contains(&family) {
+            continue;
+        }
+        plan.addresses.insert(*cluster_ip);
+        let of_family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
+            addresses.iter().copied().filter(|a| Family::of(*a) == family).collect()
+        };
+        let announced = [of_family(&service.external_ips), of_family(&service.load_balancer_ips)].concat();
+        plan.addresses.extend(announced.iter().filter(|a| !node.own_addresses.contains(a)));
+
+        for port in &service.ports {
+            let endpoints = Endpoints::merge(slices.clone(), port, family, &config.node_name);
+            let real_servers = |usable| Arc::new(RealServers::new(usable, &endpoints, port.protocol));
+            let internal = real_servers(match service.internal_traffic_policy {
+                TrafficPolicy::Cluster => endpoints.of_cluster(place),
+                TrafficPolicy::Local => endpoints.of_node().unwrap_or_default(),
+            });
+            let (external, external_treatment) = match service.external_traffic_policy {
+                TrafficPolicy::Cluster => (real_servers(endpoints.of_cluster(place)), Treatment::Masquerade),
+                // Without an endpoint here the servers are those of the cluster, for clients in it.
+                TrafficPolicy::Local => (
+                    real_servers(endpoints.of_node().unwrap_or_else(|| endpoints.of_cluster(place))),
+                    Treatment::Accept,
+                ),
+            };
+            plan.hairpins.extend(endpoints.local().map(|a| a.ip()));
+
+            let mut add = |address, number: NonZeroU16, real_servers: &Arc<RealServers>, treatment| {
+                let key = ServiceKey::Address { address, protocol: port.protocol, port: number.get() };
+                let frontend = Frontend {
+                    virtual_server: virtual_server(key, service, config),
+                    real_servers: real_servers.clone(),
+                    treatment,
+                };
+                plan.frontends.insert(key, frontend);
+            };
+            for address in &announced {
+                add(*address, port.port, &external, external_treatment);
+            }
+            if let Some(node_port) = port.node_port {
+                for address in node.node_port_addresses.iter().filter(|a| Family::of(**a) == family) {
+                    add(*address, node_port, &external, external_treatment);
+                }
+            }
+            add(*cluster_ip, port.port, &internal, Treatment::ClusterIp);
+        }
+    }
+    plan
+}
+
+impl RealServers {
+    /// Those that were chosen; what else the slices name may end what it began.
+    fn new(usable: BTreeSet<SocketAddr>, endpoints: &Endpoints<'_>, protocol: Protocol) -> Self {
+        let leaving = match protocol {
+            Protocol::Tcp => endpoints.all().filter(|address| !usable.contains(address)).collect(),
+            // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
+            _ => BTreeSet::new(),
+        };
+        Self { usable, leaving }
+    }
+}
+
+fn virtual_server(key: ServiceKey, service: &Service, config: &Config) -> ipvs::Service {
+    let mut server = ipvs::Service::new(key, config.scheduler.clone());
+    if config.scheduler == Scheduler::MAGLEV_HASH {
+        // Without the fallback the kernel's table keeps pointing at servers of weight 0 (A10); with the
+        // port, one client's connections are spread.
+        server.flags = server.flags | ServiceFlags::MH_FALLBACK | ServiceFlags::MH_PORT;
+    }
+    if let Some(seconds) = service.session_affinity {
+        server.flags = server.flags | ServiceFlags::PERSISTENT;
+        server.timeout = seconds;
+    }
+    server
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{endpoint, endpoint_port, ip, local_endpoint, port, service, slice};
+
+    const NODE: [&str; 2] = ["192.168.0.2", "fd01::2"];
+
+    fn config() -> Config {
+        Config::new("here")
+    }
+
+    fn facts(config: &Config) -> NodeFacts {
+        NodeFacts::new(config, vec![Family::Inet, Family::Inet6], NODE.map(ip), None)
+    }
+
+    /// A line for each virtual server: its address, its real servers, and how its flows are treated.
+    fn lines(service: &Service, slices: &[EndpointSlice], config: &Config) -> Vec<String> {
+        let plan = plan(service, slices, &facts(config), config);
+        plan.frontends.values().map(|frontend| {
+            let servers: Vec<_> = frontend.real_servers.usable.iter().map(|a| a.to_string()).collect();
+            format!("{} -> {} {:?}", frontend.virtual_server.key, servers.join(","), frontend.treatment)
+        }).collect()
+    }
+
+    fn with_node_port(mut service: Service, number: u16) -> Service {
+        service.ports[0].node_port = number.try_into().ok();
+        service
+    }
+
+    fn addresses(plan: &Plan) -> Vec<String> {
+        plan.addresses.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_cluster_ip_serves_the_ready_endpoints_of_each_port() {
+        let mut service = service("web", "10.99.13.178");
+        service.ports = vec![port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53)];
+        let mut endpoints = slice("web-1", "web", &[endpoint("10.244.1.2"), endpoint("10.244.1.3").not_ready()]);
+        endpoints.ports = vec![endpoint_port("http", Protocol::Tcp, 8080), endpoint_port("dns", Protocol::Udp, 5353)];
+        assert_eq!(
+            lines(&service, &[endpoints], &config()),
+            [
+                "TCP 10.99.13.178:80 -> 10.244.1.2:8080 ClusterIp",
+                "UDP 10.99.13.178:53 -> 10.244.1.2:5353 ClusterIp",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_node_port_is_served_on_every_node_address_of_the_family_and_bound_nowhere() {
+        let service = with_node_port(service("web", "10.96.0.10"), 30080);
+        let slices = [slice("web-1", "web", &[endpoint("10.244.1.2")])];
+        assert_eq!(
+            lines(&service, &slices, &config()),
+            [
+                "TCP 10.96.0.10:80 -> 10.244.1.2:8080 ClusterIp",
+                "TCP 192.168.0.2:30080 -> 10.244.1.2:8080 Masquerade",
+            ]
+        );
+        let config = config();
+        assert_eq!(addresses(&plan(&service, &slices, &facts(&config), &config)), ["10.96.0.10"]);
+    }
+
+    #[test]
+    fn q15_d2_node_port_addresses_restrict_and_a_family_without_a_cidr_has_none() {
+        let mut config = config();
+        config.node_port_addresses = NodePortAddresses::Cidrs(vec!["192.168.0.0/24".parse().unwrap()]);
+        let own = ["192.168.0.2", "172.17.0.1", "fd01::2"].map(ip);
+        let of = |config: &Config, node: Option<&Node>| {
+            NodeFacts::new(config, vec![Family::Inet], own, node).node_port_addresses
+        };
+        assert_eq!(of(&config, None), BTreeSet::from([ip("192.168.0.2")]));
+        config.node_port_addresses = NodePortAddresses::Primary;
+        assert_eq!(of(&config, None), BTreeSet::new(), "the Node object is not known");
+        let node = Node { addresses: vec![ip("fd01::2")], ..Node::default() };
+        assert_eq!(of(&config, Some(&node)), BTreeSet::from([ip("fd01::2")]));
+    }
+
+    #[test]
+    fn c5_an_announced_address_that_is_the_nodes_own_is_served_and_not_bound() {
+        let mut service = service("web", "10.96.0.10");
+        service.external_ips = vec![ip(NODE[0]), ip("203.0.113.7")];
+        service.load_balancer_ips = vec![ip("203.0.113.8"), ip("2001:db8::8")];
+        let config = config();
+        let plan = plan(&service, &[], &facts(&config), &config);
+        assert_eq!(addresses(&plan), ["10.96.0.10", "203.0.113.7", "203.0.113.8"]);
+        assert_eq!(
+            lines(&service, &[], &config),
+            [
+                "TCP 10.96.0.10:80 ->  ClusterIp",
+                "TCP 192.168.0.2:80 ->  Masquerade",
+                "TCP 203.0.113.7:80 ->  Masquerade",
+                "TCP 203.0.113.8:80 ->  Masquerade",
+            ],
+            "the IPv6 address has no part: the Service has no ClusterIP of that family"
+        );
+    }
+
+    #[test]
+    fn e5_each_family_has_its_own_endpoints_and_may_be_missing() {
+        let mut service = service("web", "10.96.0.10");
+        service.cluster_ips.push(ip("fd00::10"));
+        let slices = [
+            slice("v4", "web", &[endpoint("10.244.1.2")]),
+            slice("v6", "web", &[endpoint("fd00:1::2")]),
+        ];
+        assert_eq!(
+            lines(&service, &slices, &config()),
+            [
+                "TCP 10.96.0.10:80 -> 10.244.1.2:8080 ClusterIp",
+                "TCP [fd00::10]:80 -> [fd00:1::2]:8080 ClusterIp",
+            ]
+        );
+        let config = config();
+        let only_v4 = NodeFacts { families: vec![Family::Inet], ..facts(&config) };
+        assert_eq!(addresses(&plan(&service, &slices, &only_v4, &config)), ["10.96.0.10"]);
+    }
+
+    #[test]
+    fn the_internal_policy_chooses_for_the_cluster_ip_and_the_external_one_for_the_rest() {
+        let slices = [slice("s", "web", &[endpoint("10.244.1.2"), local_endpoint("10.244.0.2")])];
+        let both = "10.244.0.2:8080,10.244.1.2:8080";
+        let here = "10.244.0.2:8080";
+        for (internal, external, at_cluster_ip, at_node_port) in [
+            (TrafficPolicy::Cluster, TrafficPolicy::Cluster, both, format!("{both} Masquerade")),
+            (TrafficPolicy::Local, TrafficPolicy::Cluster, here, format!("{both} Masquerade")),
+            (TrafficPolicy::Cluster, TrafficPolicy::Local, both, format!("{here} Accept")),
+        ] {
+            let mut service = with_node_port(service("web", "10.96.0.10"), 30080);
+            service.internal_traffic_policy = internal;
+            service.external_traffic_policy = external;
+            assert_eq!(
+                lines(&service, &slices, &config()),
+                [
+                    format!("TCP 10.96.0.10:80 -> {at_cluster_ip} ClusterIp"),
+                    format!("TCP 192.168.0.2:30080 -> {at_node_port}"),
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn q13_an_internally_local_service_without_a_pod_here_serves_nobody() {
+        let mut service = with_node_port(service("web", "10.96.0.10"), 30080);
+        service.internal_traffic_policy = TrafficPolicy::Local;
+        let slices = [slice("s", "web", &[endpoint("10.244.1.2")])];
+        assert_eq!(lines(&service, &slices, &config())[0], "TCP 10.96.0.10:80 ->  ClusterIp");
+    }
+
+    #[test]
+    fn affinity_makes_every_virtual_server_persistent() {
+        let mut service = with_node_port(service("web", "10.96.0.10"), 30080);
+        service.session_affinity = Some(10800);
+        let config = config();
+        let plan = plan(&service, &[], &facts(&config), &config);
+        assert_eq!(plan.frontends.len(), 2);
+        for frontend in plan.frontends.values() {
+            assert!(frontend.virtual_server.flags.contains(ServiceFlags::PERSISTENT));
+            assert_eq!(frontend.virtual_server.timeout, 10800);
+        }
+    }
+
+    #[test]
+    fn a10_maglev_hashing_falls_back_and_spreads_ports() {
+        let config = Config { scheduler: Scheduler::MAGLEV_HASH, ..config() };
+        let plan = plan(&service("web", "10.96.0.10"), &[], &facts(&config), &config);
+        let flags = plan.frontends.values().next().unwrap().virtual_server.flags;
+        assert!(flags.contains(ServiceFlags::MH_FALLBACK) && flags.contains(ServiceFlags::MH_PORT));
+    }
+
+    #[test]
+    fn a2_a5_only_tcp_endpoints_that_still_exist_may_leave_slowly() {
+        let mut service = service("web", "10.96.0.10");
+        service.ports = vec![port("t", Protocol::Tcp, 80), port("u", Protocol::Udp, 53)];
+        let mut endpoints =
+            slice("s", "web", &[endpoint("10.244.1.2"), endpoint("10.244.1.3").terminating(true)]);
+        endpoints.ports = vec![endpoint_port("t", Protocol::Tcp, 80), endpoint_port("u", Protocol::Udp, 53)];
+        let config = config();
+        let plan = plan(&service, &[endpoints], &facts(&config), &config);
+        let leaving: Vec<_> = plan.frontends.values().map(|f| f.real_servers.leaving.len()).collect();
+        assert_eq!(leaving, [1, 0]);
+    }
+
+    #[test]
+    fn e3_pods_of_this_node_may_be_sent_their_own_packets() {
+        let slices = [slice("s", "web", &[endpoint("10.244.1.2"), local_endpoint("10.244.0.2")])];
+        let config = config();
+        let plan = plan(&service("web", "10.96.0.10"), &slices, &facts(&config), &config);
+        assert_eq!(plan.hairpins, BTreeSet::from([ip("10.244.0.2")]));
+    }
+}

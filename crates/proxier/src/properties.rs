@@ -1,0 +1,238 @@
+//! What holds for any cluster and any way from one to another.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use ipvs::Family;
+use proptest::prelude::*;
+
+use crate::{
+    Applied, Config,
+    diff::{Circumstances, Step, diff},
+    kernel::fake::State,
+    model::*,
+    plan::{NodeFacts, Plan, plan},
+    store::Store,
+    testing::{endpoint_port, ip, name},
+    wanted::{Key, Wanted},
+};
+
+/// A cluster's objects, by kind and name. There are few names, addresses and ports, so that they clash.
+#[derive(Clone, Debug)]
+struct Cluster {
+    services: BTreeMap<u8, Service>,
+    slices: BTreeMap<u8, EndpointSlice>,
+}
+
+fn cluster() -> impl Strategy<Value = Cluster> {
+    let services = prop::collection::btree_map(0..4u8, any_service(), 0..4);
+    let slices = prop::collection::btree_map(0..6u8, any_slice(), 0..6);
+    (services, slices).prop_map(|(mut services, mut slices)| {
+        for (number, service) in &mut services {
+            service.name = name(&format!("s{number}"));
+        }
+        for (number, slice) in &mut slices {
+            slice.name = name(&format!("slice-{number}"));
+        }
+        Cluster { services, slices }
+    })
+}
+
+fn any_service() -> impl Strategy<Value = Service> {
+    let addresses = |pool: &'static [&'static str]| {
+        prop::sample::subsequence(pool, 0..=pool.len()).prop_map(|texts| texts.into_iter().map(ip).collect())
+    };
+    let cluster_ips = prop::sample::select(vec![vec!["10.96.0.1"], vec!["10.96.0.2"], vec!["10.96.0.3", "fd00::3"]]);
+    let policy = || prop::sample::select(vec![TrafficPolicy::Cluster, TrafficPolicy::Local]);
+    (
+        (0..3i64, cluster_ips, prop::collection::vec(any_port(), 1..3)),
+        (addresses(&["203.0.113.1", "192.168.0.2"]), addresses(&["203.0.113.1", "203.0.113.2"])),
+        (prop::option::of(1..3u32), policy(), policy()),
+    )
+        .prop_map(|((created, cluster_ips, ports), (external_ips, load_balancer_ips), settings)| Service {
+            name: name(""),
+            created,
+            cluster_ips: cluster_ips.into_iter().map(ip).collect(),
+            external_ips,
+            load_balancer_ips,
+            source_ranges: SourceRanges::Any,
+            ports,
+            session_affinity: settings.0,
+            internal_traffic_policy: settings.1,
+            external_traffic_policy: settings.2,
+            health_check_node_port: None,
+        })
+}
+
+fn any_port() -> impl Strategy<Value = ServicePort> {
+    let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]);
+    (protocol, prop::sample::select(vec![80u16, 443]), prop::option::of(30080..30082u16)).prop_map(
+        |(protocol, port, node_port)| ServicePort {
+            name: "".into(),
+            protocol,
+            port: port.try_into().unwrap(),
+            node_port: node_port.and_then(|number| number.try_into().ok()),
+        },
+    )
+}
+
+fn any_slice() -> impl Strategy<Value = EndpointSlice> {
+    let endpoint = (1..5u8, any::<[bool; 4]>()).prop_map(|(last, [local, ready, serving, terminating])| Endpoint {
+        address: ip(&format!("10.244.0.{last}")),
+        node: Some(if local { "here" } else { "other" }.into()),
+        conditions: Conditions { ready, serving: serving || ready, terminating: terminating && !ready },
+        hints: None,
+    });
+    (0..4u8, prop::collection::vec(endpoint, 0..4)).prop_map(|(service, endpoints)| EndpointSlice {
+        name: name(""),
+        service: format!("s{service}").into(),
+        ports: vec![endpoint_port("", Protocol::Tcp, 8080), endpoint_port("", Protocol::Udp, 8080)],
+        endpoints,
+    })
+}
+
+impl Cluster {
+    fn changes(&self) -> Vec<Change> {
+        let services = self.services.values().cloned().map(Change::Service);
+        services.chain(self.slices.values().cloned().map(Change::EndpointSlice)).collect()
+    }
+
+    /// What has to be said to a store that holds this cluster to make it hold `next`.
+    fn changes_to(&self, next: &Cluster) -> Vec<Change> {
+        let services = self.services.iter().filter(|(n, _)| !next.services.contains_key(n));
+        let slices = self.slices.iter().filter(|(n, _)| !next.slices.contains_key(n));
+        let services = services.map(|(_, service)| Change::ServiceGone(service.name.clone()));
+        let slices = slices.map(|(_, slice)| Change::EndpointSliceGone(slice.name.clone()));
+        services.chain(slices).chain(next.changes()).collect()
+    }
+}
+
+/// Store, claims and the kernel of a node, without the loop.
+#[derive(Default)]
+struct Node {
+    store: Store,
+    wanted: Wanted,
+    applied: Applied,
+    kernel: State,
+}
+
+impl Node {
+    /// Takes the changes in, one by one; returns what they may have changed.
+    fn take(&mut self, changes: impl IntoIterator<Item = Change>) -> HashSet<Key> {
+        let config = Config::new("here");
+        let families = vec![Family::Inet, Family::Inet6];
+        let facts = NodeFacts::new(&config, families, [ip("192.168.0.2"), ip("192.168.0.3")], None);
+        let mut keys = HashSet::new();
+        for change in changes {
+            let crate::store::Affected::Services(services) = self.store.apply(change) else { continue };
+            for service in services {
+                let (created, plan) = match self.store.service(&service) {
+                    Some(found) => (found.created, plan(found, self.store.slices(&service), &facts, &config)),
+                    None => (0, Plan::default()),
+                };
+                keys.extend(self.wanted.replace(&service, created, plan));
+            }
+        }
+        keys
+    }
+
+    fn diff(&self, keys: impl IntoIterator<Item = Key>) -> Vec<Step> {
+        let circumstances = Circumstances { drained: &HashSet::new(), node: "here" };
+        diff(keys, &self.wanted, &self.applied, circumstances)
+    }
+
+    /// Performs the steps for `keys`; after each, calls `look` with the kernel's state.
+    fn reconcile(&mut self, keys: HashSet<Key>, mut look: impl FnMut(&State)) {
+        for step in self.diff(keys) {
+            self.kernel.apply(&step.operation).unwrap_or_else(|failure| panic!("{failure}"));
+            self.applied.record(&step.operation);
+            look(&self.kernel);
+        }
+    }
+
+    fn of(cluster: &Cluster) -> Self {
+        let mut node = Self::default();
+        let keys = node.take(cluster.changes());
+        node.reconcile(keys, |_| {});
+        node
+    }
+
+    fn all_keys(&self) -> HashSet<Key> {
+        self.wanted.keys().chain(self.applied.keys()).collect()
+    }
+
+    /// The kernel's state without what only waits for its connections to end, and without the log.
+    fn settled(&self) -> State {
+        let mut state = self.kernel.clone();
+        state.log.clear();
+        for (_, destinations) in state.servers.values_mut() {
+            destinations.retain(|_, destination| destination.weight > 0);
+        }
+        state
+    }
+
+    /// The virtual servers that have somewhere to send a new connection to.
+    fn served(state: &State) -> BTreeSet<ipvs::ServiceKey> {
+        let served = state.servers.iter().filter(|(_, (_, d))| d.values().any(|d| d.weight > 0));
+        served.map(|(key, _)| *key).collect()
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_diff_of_a_state_with_itself_is_empty(a in cluster()) {
+        let node = Node::of(&a);
+        prop_assert_eq!(node.diff(node.all_keys()), []);
+    }
+
+    #[test]
+    fn what_is_recorded_is_what_the_kernel_holds(a in cluster(), b in cluster()) {
+        let mut node = Node::of(&a);
+        let keys = node.take(a.changes_to(&b));
+        node.reconcile(keys, |_| {});
+        prop_assert_eq!(&node.applied, &Applied::new(node.kernel.observe(), &[]));
+    }
+
+    #[test]
+    fn any_way_leads_to_the_same_state(a in cluster(), b in cluster()) {
+        let mut node = Node::of(&a);
+        let keys = node.take(a.changes_to(&b));
+        node.reconcile(keys, |_| {});
+        prop_assert_eq!(node.settled(), Node::of(&b).settled());
+        prop_assert_eq!(node.diff(node.all_keys()), [], "the keys that were reported are all that changed");
+    }
+
+    #[test]
+    fn a11_no_virtual_server_loses_its_last_server_on_its_way_to_others(a in cluster(), b in cluster()) {
+        let mut node = Node::of(&a);
+        let before = Node::served(&node.kernel);
+        let after = Node::served(&Node::of(&b).kernel);
+        let throughout: BTreeSet<_> = before.intersection(&after).copied().collect();
+        let keys = node.take(a.changes_to(&b));
+        let mut lost = BTreeSet::new();
+        node.reconcile(keys, |state| lost.extend(throughout.difference(&Node::served(state)).copied()));
+        prop_assert_eq!(lost, BTreeSet::new());
+    }
+
+    #[test]
+    fn i1_an_address_is_bound_only_between_its_guard_and_its_servers(a in cluster(), b in cluster()) {
+        let mut node = Node::of(&a);
+        let keys = node.take(a.changes_to(&b));
+        let mut unguarded = BTreeSet::new();
+        node.reconcile(keys, |state| unguarded.extend(state.addresses.difference(&state.guarded).copied()));
+        prop_assert_eq!(unguarded, BTreeSet::new());
+    }
+
+    #[test]
+    fn the_order_of_events_does_not_matter(
+        (changes, shuffled) in cluster().prop_flat_map(|a| (Just(a.changes()), Just(a.changes()).prop_shuffle()))
+    ) {
+        let [one, other] = [changes, shuffled].map(|changes| {
+            let mut node = Node::default();
+            let keys = node.take(changes);
+            node.reconcile(keys, |_| {});
+            node.kernel.log.clear();
+            node.kernel
+        });
+        prop_assert_eq!(one, other);
+    }
+}

@@ -1,0 +1,648 @@
+//! The loop: changes in, batches out, and what is known of the kernel kept true.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    future::pending,
+    net::IpAddr,
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc::UnboundedReceiver,
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    applied::Applied,
+    config::Config,
+    diff::{Circumstances, Operation, Step, diff},
+    drain::Draining,
+    kernel::{Event, Failure, FailureKind, Kernel},
+    model::{Change, ObjectName},
+    plan::{NodeFacts, Plan, plan},
+    store::{Affected, Store},
+    wanted::{Key, Wanted},
+};
+
+/// How many Services share a batch. The first batches of a start are in force while later ones are planned,
+/// and a change that arrives meanwhile waits for one batch only.
+const SERVICES_PER_BATCH: usize = 500;
+
+/// How often draining real servers are looked at.
+const DRAIN_PERIOD: Duration = Duration::from_secs(1);
+
+/// The least time between two readings of the kernel.
+const VERIFY_MIN_PERIOD: Duration = Duration::from_secs(1);
+
+/// What failed is tried again after this time, then after twice the last time, up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Keeps the kernel in step with the Services that a source describes.
+#[derive(Debug)]
+pub struct Reconciler<K> {
+    config: Config,
+    kernel: K,
+    store: Store,
+    node: NodeFacts,
+    wanted: Wanted,
+    applied: Applied,
+    queue: Queue,
+    draining: Draining,
+    failures: HashMap<Key, Retry>,
+    /// Whether all that exists has been programmed once. Before, nothing is removed (I6).
+    complete: bool,
+    verified_at: Instant,
+    verify_at: Instant,
+    batch_at: Instant,
+    drain_at: Instant,
+}
+
+/// When an object that failed is tried again.
+#[derive(Clone, Debug)]
+struct Retry {
+    reason: String,
+    delay: Duration,
+    at: Instant,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// Reads what the kernel holds. Nothing is written yet.
+    pub async fn new(config: Config, mut kernel: K) -> Result<Self, Failure> {
+        let observed = kernel.observe().await?;
+        let own_addresses = observed.own_addresses.iter().copied();
+        let node = NodeFacts::new(&config, observed.families.clone(), own_addresses, None);
+        let applied = Applied::new(observed, &config.exclude_cidrs);
+        let now = Instant::now();
+        Ok(Self {
+            verify_at: now + config.sync_period,
+            config,
+            kernel,
+            store: Store::default(),
+            node,
+            wanted: Wanted::default(),
+            applied,
+            queue: Queue::default(),
+            draining: Draining::default(),
+            failures: HashMap::new(),
+            complete: false,
+            verified_at: now,
+            batch_at: now,
+            drain_at: now,
+        })
+    }
+
+    /// Runs until the source hangs up. The kernel's state stays as it is then.
+    pub async fn run(mut self, mut changes: UnboundedReceiver<Change>) {
+        let mut received = Vec::new();
+        loop {
+            let synced = self.store.is_synced();
+            let batch_at = (synced && (!self.queue.is_empty() || !self.complete)).then_some(self.batch_at);
+            let verify_at = synced.then_some(self.verify_at);
+            let drain_at = (!self.draining.is_empty()).then_some(self.drain_at);
+            let retry_at = self.failures.values().map(|retry| retry.at).min();
+            tokio::select! {
+                biased;
+                // Everything that is pending shares the next batch (B3).
+                count = changes.recv_many(&mut received, usize::MAX) => match count {
+                    0 => return,
+                    _ => received.drain(..).for_each(|change| self.take(change)),
+                },
+                event = self.kernel.event() => self.react(event),
+                () = at(batch_at) => self.batch().await,
+                () = at(verify_at) => self.verify().await,
+                () = at(drain_at) => self.look_at_draining().await,
+                () = at(retry_at) => self.retry().await,
+            }
+        }
+    }
+
+    /// Takes a change in, for the next batch.
+    fn take(&mut self, change: Change) {
+        match self.store.apply(change) {
+            Affected::Nothing => {}
+            Affected::Services(services) => services.into_iter().for_each(|s| self.queue.push(s)),
+            Affected::Node => self.learn_of_node(self.node.own_addresses.clone()),
+        }
+    }
+
+    /// Queues every Service if the node's facts have changed.
+    fn learn_of_node(&mut self, own_addresses: BTreeSet<IpAddr>) {
+        let families = self.node.families.clone();
+        let node = NodeFacts::new(&self.config, families, own_addresses, self.store.node());
+        if node != self.node {
+            info!(node_port_addresses = ?node.node_port_addresses, zone = ?node.zone, "the node's facts have changed");
+            self.node = node;
+            self.store.service_names().cloned().for_each(|service| self.queue.push(service));
+        }
+    }
+
+    fn react(&mut self, event: Event) {
+        match event {
+            Event::NodeAddresses(addresses) => self.learn_of_node(addresses.into_iter().collect()),
+            Event::ServiceAddress { address, present } => {
+                if present != self.applied.addresses.contains(&address) {
+                    self.verify_soon();
+                }
+            }
+            Event::Unknown => self.verify_soon(),
+        }
+    }
+
+    /// The kernel may not hold what we think.
+    fn verify_soon(&mut self) {
+        self.verify_at = self.verify_at.min(self.verified_at + VERIFY_MIN_PERIOD);
+    }
+
+    /// Plans the Services that have waited longest and brings the kernel in step with them.
+    async fn batch(&mut self) {
+        let services = self.queue.take(SERVICES_PER_BATCH);
+        let mut keys = HashSet::new();
+        for service in &services {
+            keys.extend(self.plan(service));
+        }
+        self.reconcile(keys).await;
+        if self.queue.is_empty() && !self.complete {
+            self.complete = true;
+            // All that exists is programmed: what else is ours is left over from before.
+            let leftovers = self.applied.keys().collect();
+            self.reconcile(leftovers).await;
+            let now = Instant::now();
+            self.applied.quiescent().for_each(|server| self.draining.note_quiescent(server, now));
+            info!(services = self.store.service_names().count(), "in sync");
+        }
+        self.batch_at = Instant::now() + self.config.min_sync_period;
+    }
+
+    /// Plans a Service; returns what the kernel may have to change for it.
+    fn plan(&mut self, name: &ObjectName) -> HashSet<Key> {
+        let (created, plan) = match self.store.service(name) {
+            Some(service) => {
+                (service.created, plan(service, self.store.slices(name), &self.node, &self.config))
+            }
+            None => (0, Plan::default()),
+        };
+        let changed = self.wanted.replace(name, created, plan);
+        for conflict in self.wanted.conflicts(name) {
+            warn!(
+                service = %name, server = %conflict.key, winner = %conflict.winner,
+                "an older Service has this address and port already"
+            );
+        }
+        changed
+    }
+
+    /// Makes the kernel hold what is wanted under these keys, as far as it lets us.
+    async fn reconcile(&mut self, keys: HashSet<Key>) {
+        // Equal inputs give equal batches, and `default/kubernetes` is first in its own (B2).
+        let mut keys: Vec<_> = keys.into_iter().collect();
+        keys.sort_by_cached_key(|key| (!self.is_kubernetes_api(key), *key));
+        let circumstances = Circumstances { drained: self.draining.drained(), node: &self.config.node_name };
+        let steps = diff(keys.iter().copied(), &self.wanted, &self.applied, circumstances);
+        let mut failed = self.perform(steps).await;
+        for key in keys {
+            match failed.remove(&key) {
+                Some(failure) => self.note_failure(key, failure),
+                None => {
+                    if self.failures.remove(&key).is_some() {
+                        info!("{key} is programmed after failures");
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_kubernetes_api(&self, key: &Key) -> bool {
+        match key {
+            Key::Server(server) => self.wanted.owner(server).is_some_and(ObjectName::is_kubernetes_api),
+            Key::Address(_) | Key::Hairpin(_) => false,
+        }
+    }
+
+    /// Has the kernel take the steps, driver by driver, in their order. An object is left alone from its
+    /// first failure on; the others go on (I5).
+    async fn perform(&mut self, steps: Vec<Step>) -> HashMap<Key, Failure> {
+        let mut failed = HashMap::new();
+        for group in steps.chunk_by(|a, b| a.operation.driver() == b.operation.driver()) {
+            let group: Vec<_> = group.iter().filter(|step| !failed.contains_key(&step.key)).collect();
+            let operations: Vec<_> = group.iter().map(|step| step.operation.clone()).collect();
+            let results = self.kernel.apply(&operations).await;
+            for (step, result) in group.into_iter().zip(results) {
+                match result {
+                    Ok(()) => self.record(&step.operation),
+                    Err(failure) => {
+                        if failure.kind == FailureKind::Unknown {
+                            self.verify_soon();
+                        }
+                        failed.entry(step.key).or_insert(failure);
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    fn record(&mut self, operation: &Operation) {
+        debug!("{operation}");
+        self.applied.record(operation);
+        if let Operation::Ipvs(command) = operation {
+            self.draining.note(command, Instant::now());
+        }
+    }
+
+    /// Logs a failure once for as long as it stays the same, and has it tried again.
+    fn note_failure(&mut self, key: Key, failure: Failure) {
+        let known = self.failures.get(&key);
+        if known.is_none_or(|retry| retry.reason != failure.reason) {
+            error!("cannot program {key}: {failure}");
+        }
+        let delay = known.map_or(RETRY_MIN, |retry| (2 * retry.delay).min(RETRY_MAX));
+        self.failures.insert(key, Retry { reason: failure.reason, delay, at: Instant::now() + delay });
+    }
+
+    async fn retry(&mut self) {
+        let now = Instant::now();
+        let due = self.failures.iter().filter(|(_, retry)| retry.at <= now).map(|(key, _)| *key).collect();
+        self.reconcile(due).await;
+    }
+
+    /// Reads the kernel again and mends what differs. A reading that fails changes nothing (I3).
+    async fn verify(&mut self) {
+        self.verified_at = Instant::now();
+        self.verify_at = self.verified_at + self.config.sync_period;
+        let observed = match self.kernel.observe().await {
+            Ok(observed) => observed,
+            Err(failure) => {
+                warn!("cannot read the kernel's state: {failure}");
+                return;
+            }
+        };
+        let own_addresses = observed.own_addresses.iter().copied().collect();
+        self.applied = Applied::new(observed, &self.config.exclude_cidrs);
+        self.learn_of_node(own_addresses);
+        let mut keys: HashSet<_> = self.wanted.keys().collect();
+        if self.complete {
+            keys.extend(self.applied.keys());
+        }
+        self.reconcile(keys).await;
+    }
+
+    /// Removes the real servers whose connections have ended, or have had their time (A2).
+    async fn look_at_draining(&mut self) {
+        let now = Instant::now();
+        self.drain_at = now + DRAIN_PERIOD;
+        match self.kernel.connections().await {
+            Ok(connections) => {
+                let drained = self.draining.look(&connections, now, self.config.drain_timeout);
+                self.reconcile(drained.into_iter().map(Key::Server).collect()).await;
+            }
+            Err(failure) => warn!("cannot see whether real servers have drained: {failure}"),
+        }
+    }
+}
+
+/// The Services to be planned, each once, in the order in which they changed.
+#[derive(Debug, Default)]
+struct Queue {
+    order: VecDeque<ObjectName>,
+    queued: HashSet<ObjectName>,
+}
+
+impl Queue {
+    fn push(&mut self, service: ObjectName) {
+        if self.queued.insert(service.clone()) {
+            if service.is_kubernetes_api() {
+                self.order.push_front(service);
+            } else {
+                self.order.push_back(service);
+            }
+        }
+    }
+
+    fn take(&mut self, count: usize) -> Vec<ObjectName> {
+        let services: Vec<_> = self.order.drain(..count.min(self.order.len())).collect();
+        for service in &services {
+            self.queued.remove(service);
+        }
+        services
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use tokio::{
+        sync::mpsc::{UnboundedSender, unbounded_channel},
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::{
+        kernel::fake::FakeKernel,
+        model::{Endpoint, Service},
+        testing::{endpoint, ip, name, service, slice},
+    };
+
+    const MOMENT: Duration = Duration::from_millis(10);
+
+    /// A reconciler at work on a kernel in memory, on paused time.
+    struct Running {
+        kernel: FakeKernel,
+        changes: UnboundedSender<Change>,
+        run: Pin<Box<dyn Future<Output = ()>>>,
+    }
+
+    impl Running {
+        async fn on(kernel: &FakeKernel) -> Self {
+            let (changes, receiver) = unbounded_channel();
+            let reconciler = Reconciler::new(Config::new("here"), kernel.clone()).await.unwrap();
+            Self { kernel: kernel.clone(), changes, run: Box::pin(reconciler.run(receiver)) }
+        }
+
+        /// A cluster of one Service with one endpoint, in sync.
+        async fn with_web(kernel: &FakeKernel) -> Self {
+            let mut running = Self::on(kernel).await;
+            running.send(Change::Service(web()));
+            running.send(web_slice(&[endpoint("10.244.0.2")]));
+            running.send(Change::Synced);
+            running.pass(MOMENT).await;
+            running
+        }
+
+        fn send(&self, change: Change) {
+            self.changes.send(change).unwrap();
+        }
+
+        async fn pass(&mut self, time: Duration) {
+            timeout(time, &mut self.run).await.expect_err("it runs until the source hangs up");
+        }
+
+        /// Sends a change and returns what is done for it.
+        async fn done_for(&mut self, change: Change) -> Vec<String> {
+            self.kernel.take_log();
+            self.send(change);
+            self.pass(MOMENT).await;
+            self.kernel.take_log()
+        }
+    }
+
+    fn web() -> Service {
+        service("web", "10.96.0.10")
+    }
+
+    fn web_slice(endpoints: &[Endpoint]) -> Change {
+        Change::EndpointSlice(slice("web-1", "web", endpoints))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i1_netfilter_then_servers_then_the_address_and_back() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        assert_eq!(
+            kernel.take_log(),
+            [
+                "nft add element ip kube-proxy services { 10.96.0.10 . tcp . 80 : goto cluster-ip }",
+                "nft add element ip kube-proxy service-addresses { 10.96.0.10 }",
+                "ipvsadm -A -t 10.96.0.10:80 -s rr",
+                "ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 1",
+                "ip address add 10.96.0.10 dev kube-ipvs0",
+            ]
+        );
+        assert_eq!(
+            running.done_for(Change::ServiceGone(name("web"))).await,
+            [
+                "ipvsadm -D -t 10.96.0.10:80",
+                "ip address delete 10.96.0.10 dev kube-ipvs0",
+                "nft delete element ip kube-proxy services { 10.96.0.10 . tcp . 80 : goto cluster-ip }",
+                "nft delete element ip kube-proxy service-addresses { 10.96.0.10 }",
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i2_a_change_touches_its_service_only_and_none_writes_nothing() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        running.send(Change::Service(service("other", "10.96.0.11")));
+        running.pass(MOMENT).await;
+        let replaced = web_slice(&[endpoint("10.244.0.3")]);
+        assert_eq!(
+            running.done_for(replaced.clone()).await,
+            [
+                "ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.3:8080 -m -w 1",
+                "ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080",
+            ],
+            "A11: the new server comes before the old one goes"
+        );
+        assert_eq!(running.done_for(replaced).await, [""; 0]);
+        running.pass(Duration::from_secs(300)).await;
+        assert_eq!(kernel.take_log(), [""; 0], "ten periodic verifications find nothing to mend");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b3_a_burst_shares_a_batch() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        kernel.take_log();
+        for last in 3..100 {
+            running.send(web_slice(&[endpoint(&format!("10.244.0.{last}"))]));
+        }
+        running.pass(MOMENT).await;
+        assert_eq!(kernel.take_log().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i6_a_restart_with_unchanged_objects_writes_nothing() {
+        let kernel = FakeKernel::default();
+        drop(Running::with_web(&kernel).await);
+        kernel.take_log();
+        Running::with_web(&kernel).await;
+        assert_eq!(kernel.take_log(), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i6_nothing_is_removed_nor_programmed_before_the_source_has_synced() {
+        let kernel = FakeKernel::default();
+        drop(Running::with_web(&kernel).await);
+        kernel.take_log();
+        let mut running = Running::on(&kernel).await;
+        running.send(Change::Service(service("other", "10.96.0.11")));
+        running.pass(Duration::from_secs(300)).await;
+        assert_eq!(kernel.take_log(), [""; 0]);
+        running.send(Change::Synced);
+        running.pass(MOMENT).await;
+        let log = kernel.take_log();
+        assert!(log.contains(&"ipvsadm -A -t 10.96.0.11:80 -s rr".to_string()), "{log:?}");
+        assert_eq!(
+            log.last().unwrap(),
+            "nft delete element ip kube-proxy service-addresses { 10.96.0.10 }",
+            "what is not there any more goes when all that exists is known"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i4_foreign_virtual_servers_stay() {
+        let kernel = FakeKernel::default();
+        let foreign: std::net::SocketAddr = "192.168.0.2:6443".parse().unwrap();
+        let key = ipvs::ServiceKey::address(foreign, crate::model::Protocol::Tcp);
+        let service = ipvs::Service::new(key, ipvs::Scheduler::ROUND_ROBIN);
+        kernel.do_all([Operation::Ipvs(ipvs::Command::NewService(service))]);
+        let mut running = Running::with_web(&kernel).await;
+        running.send(Change::ServiceGone(name("web")));
+        running.pass(Duration::from_secs(60)).await;
+        kernel.change(|state| assert_eq!(state.servers.keys().collect::<Vec<_>>(), [&key]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i5_a_refused_object_delays_no_other_and_is_tried_again() {
+        let kernel = FakeKernel::default();
+        let address = "ip address add 10.96.0.10 dev kube-ipvs0".to_string();
+        kernel.change(|state| state.refused.insert(address.clone()));
+        let mut running = Running::with_web(&kernel).await;
+        running.send(Change::Service(service("other", "10.96.0.11")));
+        running.pass(MOMENT).await;
+        kernel.change(|state| {
+            assert_eq!(state.servers.len(), 2);
+            assert_eq!(state.addresses, BTreeSet::from([ip("10.96.0.11")]));
+            state.refused.clear();
+        });
+        running.pass(Duration::from_secs(3)).await;
+        kernel.change(|state| assert!(state.addresses.contains(&ip("10.96.0.10"))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i7_a3_what_others_changed_is_mended_at_the_next_verification() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        let wanted = kernel.change(|state| state.servers.clone());
+        kernel.change(|state| {
+            state.addresses.clear();
+            state.hairpins.insert(ip("10.244.0.9"));
+            for (_, destinations) in state.servers.values_mut() {
+                destinations.values_mut().for_each(|destination| destination.weight = 0);
+            }
+        });
+        running.pass(Duration::from_secs(31)).await;
+        kernel.change(|state| {
+            assert_eq!(state.servers, wanted);
+            assert_eq!(state.addresses, BTreeSet::from([ip("10.96.0.10")]));
+            assert!(state.hairpins.is_empty());
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i3_a_reading_that_fails_is_not_acted_upon() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        kernel.take_log();
+        kernel.change(|state| state.unreadable = true);
+        running.pass(Duration::from_secs(300)).await;
+        assert_eq!(kernel.take_log(), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a2_a4_a_terminating_server_keeps_its_connections_and_may_return() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        let (old, new) = (endpoint("10.244.0.2"), endpoint("10.244.0.3"));
+        let server = kernel.change(|state| {
+            let key = *state.servers.keys().next().unwrap();
+            let server = (key, "10.244.0.2:8080".parse().unwrap());
+            state.connections.insert(server, 1);
+            server
+        });
+        let quiet = "ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 0";
+        let log = running.done_for(web_slice(&[old.clone().terminating(true), new.clone()])).await;
+        assert_eq!(log, ["ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.3:8080 -m -w 1", quiet]);
+
+        let log = running.done_for(web_slice(&[old.clone(), new.clone()])).await;
+        assert_eq!(log, ["ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 1"]);
+
+        let log = running.done_for(web_slice(&[old.terminating(true), new])).await;
+        assert_eq!(log, [quiet]);
+        running.pass(Duration::from_secs(60)).await;
+        assert_eq!(kernel.take_log(), [""; 0]);
+        kernel.change(|state| state.connections.insert(server, 0));
+        running.pass(Duration::from_secs(2)).await;
+        assert_eq!(kernel.take_log(), ["ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080"]);
+        running.pass(Duration::from_secs(60)).await;
+        assert_eq!(kernel.take_log(), [""; 0], "what has drained does not come back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a2_a3_a_restart_goes_on_with_draining() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        let leaving = web_slice(&[endpoint("10.244.0.2").terminating(true), endpoint("10.244.0.3")]);
+        kernel.change(|state| {
+            let key = *state.servers.keys().next().unwrap();
+            state.connections.insert((key, "10.244.0.2:8080".parse().unwrap()), 1);
+        });
+        running.send(leaving.clone());
+        running.pass(MOMENT).await;
+        drop(running);
+        kernel.take_log();
+
+        let mut running = Running::on(&kernel).await;
+        running.send(Change::Service(web()));
+        running.send(leaving);
+        running.send(Change::Synced);
+        running.pass(Duration::from_secs(60)).await;
+        assert_eq!(kernel.take_log(), [""; 0]);
+        running.pass(Config::new("here").drain_timeout).await;
+        assert_eq!(kernel.take_log(), ["ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn q25_of_two_services_with_one_address_the_older_wins_and_the_other_inherits() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::on(&kernel).await;
+        for (of, created) in [("younger", 2), ("older", 1)] {
+            let mut service = service(of, "10.96.0.10");
+            service.created = created;
+            running.send(Change::Service(service));
+            let backend = format!("10.244.0.{created}");
+            running.send(Change::EndpointSlice(slice(of, of, &[endpoint(&backend)])));
+        }
+        running.send(Change::Synced);
+        running.pass(MOMENT).await;
+        let log = kernel.take_log();
+        assert!(log.contains(&"ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.1:8080 -m -w 1".into()), "{log:?}");
+        assert_eq!(log.len(), 5);
+        assert_eq!(
+            running.done_for(Change::ServiceGone(name("older"))).await,
+            [
+                "ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 1",
+                "ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.1:8080",
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b2_the_api_servers_own_service_is_first() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::on(&kernel).await;
+        for last in 0..250 {
+            running.send(Change::Service(service(&format!("s{last}"), &format!("10.96.1.{last}"))));
+        }
+        running.send(Change::Service(service("kubernetes", "10.99.0.1")));
+        running.send(Change::Synced);
+        running.pass(MOMENT).await;
+        let log = kernel.take_log();
+        let first = log.iter().find(|line| line.starts_with("ipvsadm")).unwrap();
+        assert_eq!(first, "ipvsadm -A -t 10.99.0.1:80 -s rr");
+    }
+}

@@ -1,0 +1,203 @@
+//! The plans of all Services merged: what the kernel should hold, key by key.
+//!
+//! Kernel objects are shared between Services. One load-balancer address may serve several of them on
+//! different ports, one pod may be behind several: such objects are counted, and only the first and the last
+//! claim reach the kernel. One address, protocol and port can belong to one Service only: of two that claim
+//! it the older wins, and the other takes over when the winner goes (Q25).
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt,
+    hash::Hash,
+    net::IpAddr,
+};
+
+use ipvs::ServiceKey;
+
+use crate::{
+    model::ObjectName,
+    plan::{Frontend, Plan},
+};
+
+/// A kernel object, or a few that come and go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// A virtual server with its real servers, and the netfilter element that says how its flows are treated.
+    Server(ServiceKey),
+    /// An address on kube-ipvs0, and the netfilter element that guards its unknown ports.
+    Address(IpAddr),
+    /// The netfilter element for a local pod's flows to itself.
+    Hairpin(IpAddr),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(key) => write!(f, "virtual server {key}"),
+            Self::Address(address) => write!(f, "address {address}"),
+            Self::Hairpin(address) => write!(f, "hairpin masquerading of {address}"),
+        }
+    }
+}
+
+/// The Services' claims to kernel objects.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    plans: HashMap<ObjectName, Claim>,
+    /// In the order of precedence: the first of each set wins.
+    servers: HashMap<ServiceKey, BTreeSet<Claimant>>,
+    addresses: Count<IpAddr>,
+    hairpins: Count<IpAddr>,
+}
+
+#[derive(Debug)]
+struct Claim {
+    created: i64,
+    plan: Plan,
+}
+
+/// A Service in the order of precedence: older first, then by namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claimant {
+    created: i64,
+    service: ObjectName,
+}
+
+/// A virtual server that a Service wants and another has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// What both want.
+    pub key: ServiceKey,
+    /// Who has it.
+    pub winner: ObjectName,
+}
+
+impl Wanted {
+    /// Replaces what a Service wants; [`Plan::default`] withdraws it. Returns the keys whose wanted state may
+    /// differ now, each once.
+    pub fn replace(&mut self, service: &ObjectName, created: i64, plan: Plan) -> HashSet<Key> {
+        let mut changed = HashSet::new();
+        let gone = self.plans.remove(service);
+        let before = gone.as_ref().map(|claim| &claim.plan);
+
+        if let Some(claim) = &gone {
+            let claimant = Claimant { created: claim.created, service: service.clone() };
+            for key in claim.plan.frontends.keys() {
+                if let Some(claimants) = self.servers.get_mut(key) {
+                    claimants.remove(&claimant);
+                    if claimants.is_empty() {
+                        self.servers.remove(key);
+                    }
+                }
+            }
+        }
+        for key in plan.frontends.keys() {
+            let claimant = Claimant { created, service: service.clone() };
+            self.servers.entry(*key).or_default().insert(claimant);
+        }
+        let frontends = before.map(|plan| &plan.frontends);
+        for (key, frontend) in &plan.frontends {
+            if frontends.and_then(|old| old.get(key)) != Some(frontend) {
+                changed.insert(Key::Server(*key));
+            }
+        }
+        let lost = frontends.into_iter().flat_map(|old| old.keys()).filter(|key| !plan.frontends.contains_key(key));
+        changed.extend(lost.map(|key| Key::Server(*key)));
+        if gone.as_ref().is_some_and(|claim| claim.created != created) {
+            changed.extend(plan.frontends.keys().map(|key| Key::Server(*key)));
+        }
+
+        let none = BTreeSet::new();
+        let addresses = before.map_or(&none, |plan| &plan.addresses);
+        changed.extend(self.addresses.replace(addresses, &plan.addresses).map(Key::Address));
+        let hairpins = before.map_or(&none, |plan| &plan.hairpins);
+        changed.extend(self.hairpins.replace(hairpins, &plan.hairpins).map(Key::Hairpin));
+
+        if plan != Plan::default() {
+            self.plans.insert(service.clone(), Claim { created, plan });
+        }
+        changed
+    }
+
+    /// The virtual server wanted under `key`: the winner's.
+    pub fn server(&self, key: &ServiceKey) -> Option<&Frontend> {
+        let winner = self.servers.get(key)?.first()?;
+        self.plans.get(&winner.service)?.plan.frontends.get(key)
+    }
+
+    /// Who has the virtual server `key`.
+    pub fn owner(&self, key: &ServiceKey) -> Option<&ObjectName> {
+        self.servers.get(key)?.first().map(|claimant| &claimant.service)
+    }
+
+    /// Whether the address is wanted on kube-ipvs0.
+    pub fn address(&self, address: &IpAddr) -> bool {
+        self.addresses.contains(address)
+    }
+
+    /// Whether the pod's flows to itself are wanted masqueraded.
+    pub fn hairpin(&self, address: &IpAddr) -> bool {
+        self.hairpins.contains(address)
+    }
+
+    /// What is wanted, all of it.
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
+        let servers = self.servers.keys().copied().map(Key::Server);
+        let addresses = self.addresses.keys().copied().map(Key::Address);
+        let hairpins = self.hairpins.keys().copied().map(Key::Hairpin);
+        servers.chain(addresses).chain(hairpins)
+    }
+
+    /// The virtual servers that `service` claims and does not get.
+    pub fn conflicts(&self, service: &ObjectName) -> Vec<Conflict> {
+        let claimed = self.plans.get(service).into_iter().flat_map(|claim| claim.plan.frontends.keys());
+        claimed
+            .filter_map(|key| {
+                let winner = self.owner(key).filter(|owner| *owner != service)?;
+                Some(Conflict { key: *key, winner: winner.clone() })
+            })
+            .collect()
+    }
+}
+
+/// How many Services want each of some objects.
+#[derive(Debug)]
+struct Count<T>(HashMap<T, usize>);
+
+impl<T> Default for Count<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T: Copy + Eq + Hash + Ord> Count<T> {
+    fn contains(&self, object: &T) -> bool {
+        self.0.contains_key(object)
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &T> {
+        self.0.keys()
+    }
+
+    /// Moves one Service's claims from `before` to `after`; returns what is wanted anew, or no more.
+    fn replace(&mut self, before: &BTreeSet<T>, after: &BTreeSet<T>) -> impl Iterator<Item = T> + use<T> {
+        let mut changed = Vec::new();
+        for object in after.difference(before) {
+            let count = self.0.entry(*object).or_default();
+            *count += 1;
+            if *count == 1 {
+                changed.push(*object);
+            }
+        }
+        for object in before.difference(after) {
+            if let Some(count) = self.0.get_mut(object) {
+                *count -= 1;
+                if *count == 0 {
+                    self.0.remove(object);
+                    changed.push(*object);
+                }
+            }
+        }
+        changed.into_iter()
+    }
+}
