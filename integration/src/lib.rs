@@ -9,6 +9,15 @@
 //! guest      the run of one command: what callers use
 //! ```
 //!
+//! In the guest, or wherever else there is IPVS and privilege, the tests find:
+//!
+//! ```text
+//! namespace  a machine as far as networking goes
+//! topology   a cluster of such machines: a node, its pods, a second node, a client outside
+//! traffic    servers that say who they are and whom they see, and clients that ask them
+//! kube_proxy a running kube-proxy
+//! ```
+//!
 //! Everything that was fetched or made is kept under `target/lab`; once it is there, no network is needed.
 
 mod cpio;
@@ -22,8 +31,12 @@ pub mod guest;
 pub mod image;
 pub mod job;
 pub mod kernel;
+pub mod kube_proxy;
+pub mod namespace;
 pub mod packages;
 pub mod qemu;
+pub mod topology;
+pub mod traffic;
 pub mod userland;
 
 pub use error::{Error, Result};

@@ -1,6 +1,7 @@
 //! Programs that the lab runs on the host.
 
-use std::process::{Command, Stdio};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 use crate::error::{Context, Error, Result};
 
@@ -11,6 +12,27 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         .stdin(Stdio::null())
         .output()
         .context(|| format!("run `{line}`"))?;
+    successful(line, &output)
+}
+
+/// The same, with a text on the command's standard input.
+pub(crate) fn output_of(command: &mut Command, input: &str) -> Result<String> {
+    let line = line(command);
+    let action = || format!("run `{line}`");
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().context(action)?;
+    if let Some(mut pipe) = child.stdin.take() {
+        // One that ended before it had read everything says why in its output.
+        let _ = pipe.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().context(action)?;
+    successful(line, &output)
+}
+
+fn successful(line: String, output: &Output) -> Result<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() {
         return Ok(text(&output.stdout));
@@ -52,6 +74,11 @@ mod tests {
             text.contains("`sh -c") && text.contains("no such thing") && text.contains('3'),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_command_reads_its_input() {
+        assert_eq!(output_of(&mut Command::new("cat"), "a\nb").unwrap(), "a\nb");
     }
 
     #[test]
