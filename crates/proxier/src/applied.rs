@@ -44,12 +44,27 @@ impl Applied {
     /// A virtual server is ours if the kernel's own records say so: its address is on kube-ipvs0, or an
     /// element of our nftables map names it. On the excluded CIDRs nothing is ours until a Service wants it.
     pub fn new(observed: Observed, excluded: &[IpNet]) -> Self {
-        let mut applied = Self { excluded: excluded.to_vec(), ..Self::default() };
+        let mut applied = Self {
+            excluded: excluded.to_vec(),
+            ..Self::default()
+        };
         applied.addresses = observed.addresses.into_iter().collect();
         for element in observed.elements {
             match element {
-                Element::Service { address, protocol, port, treatment } => {
-                    applied.treatments.insert(ServiceKey::Address { address, protocol, port }, treatment);
+                Element::Service {
+                    address,
+                    protocol,
+                    port,
+                    treatment,
+                } => {
+                    applied.treatments.insert(
+                        ServiceKey::Address {
+                            address,
+                            protocol,
+                            port,
+                        },
+                        treatment,
+                    );
                 }
                 Element::ServiceAddress(address) => {
                     applied.guarded.insert(address);
@@ -69,7 +84,14 @@ impl Applied {
                 ServiceKey::Fwmark { .. } => false,
             };
             let destinations = destinations.into_iter().map(|d| (d.socket_addr(), d)).collect();
-            applied.servers.insert(key, Server { service, destinations, ours });
+            applied.servers.insert(
+                key,
+                Server {
+                    service,
+                    destinations,
+                    ours,
+                },
+            );
         }
         applied
     }
@@ -81,9 +103,18 @@ impl Applied {
 
     /// All that is ours.
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
-        let servers = self.servers.iter().filter(|(_, server)| server.ours).map(|(key, _)| Key::Server(*key));
+        let servers = self
+            .servers
+            .iter()
+            .filter(|(_, server)| server.ours)
+            .map(|(key, _)| Key::Server(*key));
         let treatments = self.treatments.keys().copied().map(Key::Server);
-        let addresses = self.addresses.iter().chain(&self.guarded).copied().map(Key::Address);
+        let addresses = self
+            .addresses
+            .iter()
+            .chain(&self.guarded)
+            .copied()
+            .map(Key::Address);
         let hairpins = self.hairpins.iter().copied().map(Key::Hairpin);
         servers.chain(treatments).chain(addresses).chain(hairpins)
     }
@@ -101,8 +132,20 @@ impl Applied {
     pub(crate) fn record(&mut self, operation: &Operation) {
         match operation {
             Operation::AddElement(element) => match *element {
-                Element::Service { address, protocol, port, treatment } => {
-                    self.treatments.insert(ServiceKey::Address { address, protocol, port }, treatment);
+                Element::Service {
+                    address,
+                    protocol,
+                    port,
+                    treatment,
+                } => {
+                    self.treatments.insert(
+                        ServiceKey::Address {
+                            address,
+                            protocol,
+                            port,
+                        },
+                        treatment,
+                    );
                 }
                 Element::ServiceAddress(address) => {
                     self.guarded.insert(address);
@@ -112,8 +155,17 @@ impl Applied {
                 }
             },
             Operation::RemoveElement(element) => match *element {
-                Element::Service { address, protocol, port, treatment } => {
-                    let key = ServiceKey::Address { address, protocol, port };
+                Element::Service {
+                    address,
+                    protocol,
+                    port,
+                    treatment,
+                } => {
+                    let key = ServiceKey::Address {
+                        address,
+                        protocol,
+                        port,
+                    };
                     // A treatment is replaced by removing the old element and adding the new one at once.
                     if self.treatments.get(&key) == Some(&treatment) {
                         self.treatments.remove(&key);
@@ -139,7 +191,11 @@ impl Applied {
     fn record_ipvs(&mut self, command: &Command) {
         match command {
             Command::NewService(service) => {
-                let server = Server { service: service.clone(), destinations: BTreeMap::new(), ours: true };
+                let server = Server {
+                    service: service.clone(),
+                    destinations: BTreeMap::new(),
+                    ours: true,
+                };
                 self.servers.insert(service.key, server);
             }
             Command::SetService(service) => {
@@ -153,7 +209,9 @@ impl Applied {
             }
             Command::NewDestination(key, destination) | Command::SetDestination(key, destination) => {
                 if let Some(server) = self.servers.get_mut(key) {
-                    server.destinations.insert(destination.socket_addr(), destination.clone());
+                    server
+                        .destinations
+                        .insert(destination.socket_addr(), destination.clone());
                     server.ours = true;
                 }
             }

@@ -57,11 +57,14 @@ pub struct Step {
     pub operation: Operation,
 }
 
+/// A real server: its virtual server's key, and its own address.
+pub type RealServer = (ServiceKey, SocketAddr);
+
 /// What a diff takes into account besides the two states.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances<'a> {
     /// Real servers at weight 0 whose connections have ended, or have had their time.
-    pub drained: &'a HashSet<(ServiceKey, SocketAddr)>,
+    pub drained: &'a HashSet<RealServer>,
     /// Our node's name: it makes the order of real servers its own, so that the first connections of many
     /// fresh nodes do not all go to the same server (B7).
     pub node: &'a str,
@@ -116,13 +119,40 @@ fn push(phase: &mut Vec<Step>, key: Key, operation: Operation) {
 
 impl Phases {
     fn in_order(self) -> Vec<Step> {
-        let Self { prepare, servers, bind, unbind, finish } = self;
-        [prepare, servers, bind, unbind, finish].into_iter().flatten().collect()
+        let Self {
+            prepare,
+            servers,
+            bind,
+            unbind,
+            finish,
+        } = self;
+        [prepare, servers, bind, unbind, finish]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
-    fn treatment(&mut self, key: Key, server: ServiceKey, wanted: Option<&Frontend>, has: Option<&Treatment>) {
-        let ServiceKey::Address { address, protocol, port } = server else { return };
-        let element = |treatment| Element::Service { address, protocol, port, treatment };
+    fn treatment(
+        &mut self,
+        key: Key,
+        server: ServiceKey,
+        wanted: Option<&Frontend>,
+        has: Option<&Treatment>,
+    ) {
+        let ServiceKey::Address {
+            address,
+            protocol,
+            port,
+        } = server
+        else {
+            return;
+        };
+        let element = |treatment| Element::Service {
+            address,
+            protocol,
+            port,
+            treatment,
+        };
         let wants = wanted.map(|frontend| frontend.treatment);
         match (wants, has.copied()) {
             (Some(wants), Some(has)) if wants != has => {
@@ -148,12 +178,18 @@ impl Phases {
             (None, Some(has)) if has.ours => vec![Command::DelService(server)],
             _ => Vec::new(),
         };
-        self.servers.extend(commands.into_iter().map(|c| Step { key, operation: Operation::Ipvs(c) }));
+        self.servers.extend(commands.into_iter().map(|c| Step {
+            key,
+            operation: Operation::Ipvs(c),
+        }));
     }
 
     fn address(&mut self, key: Key, address: IpAddr, wanted: bool, applied: &Applied) {
         let element = Element::ServiceAddress(address);
-        let (bound, guarded) = (applied.addresses.contains(&address), applied.guarded.contains(&address));
+        let (bound, guarded) = (
+            applied.addresses.contains(&address),
+            applied.guarded.contains(&address),
+        );
         if wanted {
             if !guarded {
                 push(&mut self.prepare, key, Operation::AddElement(element));
@@ -177,7 +213,11 @@ fn create(wanted: &Frontend, circumstances: Circumstances<'_>) -> Vec<Command> {
     let mut commands = vec![Command::NewService(service.clone())];
     let added = wanted.real_servers.usable.iter().copied().collect();
     let added = in_order_of_insertion(added, service, circumstances.node);
-    commands.extend(added.into_iter().map(|a| Command::NewDestination(service.key, Destination::new(a))));
+    commands.extend(
+        added
+            .into_iter()
+            .map(|a| Command::NewDestination(service.key, Destination::new(a))),
+    );
     commands
 }
 
@@ -208,12 +248,19 @@ fn edit(wanted: &Frontend, has: &Server, circumstances: Circumstances<'_>) -> Ve
         if !may_stay {
             removed.push(Command::DelDestination(key, *address));
         } else if destination.weight != 0 {
-            let quiet = Destination { weight: 0, ..destination.clone() };
+            let quiet = Destination {
+                weight: 0,
+                ..destination.clone()
+            };
             removed.push(Command::SetDestination(key, quiet));
         }
     }
     let added = in_order_of_insertion(added, service, circumstances.node);
-    commands.extend(added.into_iter().map(|a| Command::NewDestination(key, Destination::new(a))));
+    commands.extend(
+        added
+            .into_iter()
+            .map(|a| Command::NewDestination(key, Destination::new(a))),
+    );
     commands.extend(raised);
     commands.extend(removed);
     commands

@@ -2,15 +2,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
     time::Duration,
 };
 
 use ipvs::{Command, ServiceKey};
 use tokio::time::Instant;
 
-/// A real server: its virtual server, and its own address.
-pub(crate) type RealServer = (ServiceKey, SocketAddr);
+use crate::diff::RealServer;
 
 /// The real servers at weight 0 that Services do not want any more.
 ///
@@ -66,7 +64,12 @@ impl Draining {
         let over = |(server, since): &(&RealServer, &Instant)| {
             connections.get(server).is_none_or(|count| *count == 0) || now.duration_since(**since) >= timeout
         };
-        let drained: Vec<_> = self.since.iter().filter(over).map(|(server, _)| *server).collect();
+        let drained: Vec<_> = self
+            .since
+            .iter()
+            .filter(over)
+            .map(|(server, _)| *server)
+            .collect();
         self.drained.extend(&drained);
         drained.into_iter().map(|(service, _)| service).collect()
     }
@@ -87,11 +90,24 @@ mod tests {
 
     fn server(text: &str) -> RealServer {
         let address = "10.96.0.1".parse().unwrap();
-        (ServiceKey::Address { address, protocol: Protocol::Tcp, port: 80 }, text.parse().unwrap())
+        (
+            ServiceKey::Address {
+                address,
+                protocol: Protocol::Tcp,
+                port: 80,
+            },
+            text.parse().unwrap(),
+        )
     }
 
     fn quiet((key, address): RealServer) -> Command {
-        Command::SetDestination(key, Destination { weight: 0, ..Destination::new(address) })
+        Command::SetDestination(
+            key,
+            Destination {
+                weight: 0,
+                ..Destination::new(address)
+            },
+        )
     }
 
     #[test]
@@ -103,12 +119,21 @@ mod tests {
         draining.note(&quiet(busy), start);
         let connections = HashMap::from([(idle, 0), (busy, 3)]);
 
-        assert_eq!(draining.look(&connections, start, TIMEOUT), HashSet::from([idle.0]));
+        assert_eq!(
+            draining.look(&connections, start, TIMEOUT),
+            HashSet::from([idle.0])
+        );
         assert_eq!(*draining.drained(), HashSet::from([idle]));
         draining.note(&Command::DelDestination(idle.0, idle.1), start);
 
-        assert_eq!(draining.look(&connections, start + TIMEOUT / 2, TIMEOUT), HashSet::new());
-        assert_eq!(draining.look(&connections, start + TIMEOUT, TIMEOUT), HashSet::from([busy.0]));
+        assert_eq!(
+            draining.look(&connections, start + TIMEOUT / 2, TIMEOUT),
+            HashSet::new()
+        );
+        assert_eq!(
+            draining.look(&connections, start + TIMEOUT, TIMEOUT),
+            HashSet::from([busy.0])
+        );
     }
 
     #[test]
@@ -116,7 +141,10 @@ mod tests {
         let returning = server("10.244.0.1:80");
         let mut draining = Draining::default();
         draining.note(&quiet(returning), Instant::now());
-        draining.note(&Command::SetDestination(returning.0, Destination::new(returning.1)), Instant::now());
+        draining.note(
+            &Command::SetDestination(returning.0, Destination::new(returning.1)),
+            Instant::now(),
+        );
         assert!(draining.is_empty());
     }
 

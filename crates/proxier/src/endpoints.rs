@@ -77,7 +77,10 @@ impl<'a> Endpoints<'a> {
 
     /// The addresses of the pods on our node.
     pub(crate) fn local(&self) -> impl Iterator<Item = SocketAddr> {
-        self.by_address.iter().filter(|(_, c)| c.local).map(|(address, _)| *address)
+        self.by_address
+            .iter()
+            .filter(|(_, c)| c.local)
+            .map(|(address, _)| *address)
     }
 
     /// For clients of policy Cluster: the ready endpoints, those that topology hints mean for us if they
@@ -98,8 +101,12 @@ impl<'a> Endpoints<'a> {
 
     /// The addresses of the candidates that `wanted` accepts, if there is one.
     fn choose(&self, wanted: impl Fn(&Candidate<'_>) -> bool) -> Option<BTreeSet<SocketAddr>> {
-        let chosen: BTreeSet<_> =
-            self.by_address.iter().filter(|(_, c)| wanted(c)).map(|(address, _)| *address).collect();
+        let chosen: BTreeSet<_> = self
+            .by_address
+            .iter()
+            .filter(|(_, c)| wanted(c))
+            .map(|(address, _)| *address)
+            .collect();
         (!chosen.is_empty()).then_some(chosen)
     }
 
@@ -131,7 +138,11 @@ impl<'a> Candidate<'a> {
 
     /// Orders the duplicates of an address.
     fn rank(&self) -> (bool, bool, bool) {
-        (self.conditions.ready, self.conditions.serving, !self.conditions.terminating)
+        (
+            self.conditions.ready,
+            self.conditions.serving,
+            !self.conditions.terminating,
+        )
     }
 
     fn serves_while_terminating(&self) -> bool {
@@ -153,9 +164,9 @@ impl Topology {
     fn admits(self, candidate: &Candidate<'_>, place: Place<'_>) -> bool {
         match self {
             Self::SameNode => candidate.hints.is_some_and(|h| h.nodes.contains(place.node)),
-            Self::SameZone => {
-                place.zone.is_some_and(|zone| candidate.hints.is_some_and(|h| h.zones.contains(zone)))
-            }
+            Self::SameZone => place
+                .zone
+                .is_some_and(|zone| candidate.hints.is_some_and(|h| h.zones.contains(zone))),
             Self::Anywhere => true,
         }
     }
@@ -177,7 +188,10 @@ mod tests {
 
     fn of_cluster(slices: &[EndpointSlice], zone: Option<&str>) -> Vec<String> {
         let (node, zone) = (Arc::from(HERE), zone.map(Arc::from));
-        texts(merged(slices).of_cluster(Place { node: &node, zone: zone.as_ref() }))
+        texts(merged(slices).of_cluster(Place {
+            node: &node,
+            zone: zone.as_ref(),
+        }))
     }
 
     fn texts(addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<String> {
@@ -190,7 +204,10 @@ mod tests {
         many.ports.push(endpoint_port("", Protocol::Udp, 53));
         many.ports.push(endpoint_port("metrics", Protocol::Tcp, 9090));
         let slices = [many, slice("s2", "a", &[endpoint("10.244.0.2")])];
-        assert_eq!(texts(merged(&slices).all()), ["10.244.0.1:8080", "10.244.0.2:8080"]);
+        assert_eq!(
+            texts(merged(&slices).all()),
+            ["10.244.0.1:8080", "10.244.0.2:8080"]
+        );
     }
 
     #[test]
@@ -216,7 +233,11 @@ mod tests {
         let gone = endpoint("10.244.0.2").terminating(false);
         let failing = endpoint("10.244.0.3").not_ready();
         let ready = endpoint("10.244.0.4");
-        let with_ready = [slice("s", "a", &[leaving.clone(), gone.clone(), failing.clone(), ready])];
+        let with_ready = [slice(
+            "s",
+            "a",
+            &[leaving.clone(), gone.clone(), failing.clone(), ready],
+        )];
         assert_eq!(of_cluster(&with_ready, None), ["10.244.0.4:8080"]);
         let without = [slice("s", "a", &[leaving, gone, failing])];
         assert_eq!(of_cluster(&without, None), ["10.244.0.1:8080"]);
@@ -227,28 +248,64 @@ mod tests {
         let slices = [slice(
             "s",
             "a",
-            &[endpoint("10.244.1.1"), local_endpoint("10.244.0.1"), local_endpoint("10.244.0.2").terminating(true)],
+            &[
+                endpoint("10.244.1.1"),
+                local_endpoint("10.244.0.1"),
+                local_endpoint("10.244.0.2").terminating(true),
+            ],
         )];
         assert_eq!(texts(merged(&slices).of_node().unwrap()), ["10.244.0.1:8080"]);
-        assert_eq!(texts(merged(&slices).local()), ["10.244.0.1:8080", "10.244.0.2:8080"]);
-        let leaving = [slice("s", "a", &[endpoint("10.244.1.1"), local_endpoint("10.244.0.2").terminating(true)])];
+        assert_eq!(
+            texts(merged(&slices).local()),
+            ["10.244.0.1:8080", "10.244.0.2:8080"]
+        );
+        let leaving = [slice(
+            "s",
+            "a",
+            &[
+                endpoint("10.244.1.1"),
+                local_endpoint("10.244.0.2").terminating(true),
+            ],
+        )];
         assert_eq!(texts(merged(&leaving).of_node().unwrap()), ["10.244.0.2:8080"]);
     }
 
     fn hinted(address: &str, zone: &str, node: Option<&str>) -> Endpoint {
-        let hints = Hints { zones: vec![zone.into()], nodes: node.into_iter().map(Arc::from).collect() };
-        Endpoint { hints: Some(Box::new(hints)), ..endpoint(address) }
+        let hints = Hints {
+            zones: vec![zone.into()],
+            nodes: node.into_iter().map(Arc::from).collect(),
+        };
+        Endpoint {
+            hints: Some(Box::new(hints)),
+            ..endpoint(address)
+        }
     }
 
     #[test]
     fn e8_complete_zone_hints_choose_our_zone() {
-        let slices = [slice("s", "a", &[hinted("10.244.0.1", "z1", None), hinted("10.244.0.2", "z2", None)])];
+        let slices = [slice(
+            "s",
+            "a",
+            &[hinted("10.244.0.1", "z1", None), hinted("10.244.0.2", "z2", None)],
+        )];
         assert_eq!(of_cluster(&slices, Some("z2")), ["10.244.0.2:8080"]);
         let all = ["10.244.0.1:8080", "10.244.0.2:8080"];
-        assert_eq!(of_cluster(&slices, Some("z3")), all, "no endpoint is meant for our zone");
+        assert_eq!(
+            of_cluster(&slices, Some("z3")),
+            all,
+            "no endpoint is meant for our zone"
+        );
         assert_eq!(of_cluster(&slices, None), all, "our zone is not known");
-        let incomplete = [slice("s", "a", &[hinted("10.244.0.1", "z1", None), endpoint("10.244.0.2")])];
-        assert_eq!(of_cluster(&incomplete, Some("z1")), all, "one endpoint has no hint");
+        let incomplete = [slice(
+            "s",
+            "a",
+            &[hinted("10.244.0.1", "z1", None), endpoint("10.244.0.2")],
+        )];
+        assert_eq!(
+            of_cluster(&incomplete, Some("z1")),
+            all,
+            "one endpoint has no hint"
+        );
     }
 
     #[test]
@@ -256,7 +313,10 @@ mod tests {
         let slices = [slice(
             "s",
             "a",
-            &[hinted("10.244.0.1", "z1", Some(HERE)), hinted("10.244.0.2", "z1", Some("other"))],
+            &[
+                hinted("10.244.0.1", "z1", Some(HERE)),
+                hinted("10.244.0.2", "z1", Some("other")),
+            ],
         )];
         assert_eq!(of_cluster(&slices, Some("z1")), ["10.244.0.1:8080"]);
     }

@@ -14,7 +14,7 @@
 //!
 //! Whoever reads [`plan`] learns what a Service means; whoever reads a driver in [`kernel`] learns what the
 //! kernel wants. An agent that has its own source of Services sends [`model::Change`]s to a
-//! [`Reconciler`]; one that only wants to know what would be programmed calls [`plan::plan`].
+//! [`Reconciler`]; one that only wants to know what would be programmed uses a [`Planner`].
 
 mod applied;
 pub mod config;
@@ -24,6 +24,7 @@ mod endpoints;
 pub mod kernel;
 pub mod model;
 pub mod plan;
+pub mod planner;
 #[cfg(test)]
 mod properties;
 pub mod reconciler;
@@ -34,4 +35,5 @@ pub mod wanted;
 
 pub use applied::Applied;
 pub use config::Config;
+pub use planner::Planner;
 pub use reconciler::Reconciler;

@@ -22,7 +22,10 @@ pub struct ObjectName {
 impl ObjectName {
     /// Names the object `namespace/name`.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// Whether this is `default/kubernetes`, the API server's own Service, which others need first (B2).
@@ -117,7 +120,10 @@ pub struct EndpointSlice {
 impl EndpointSlice {
     /// The Service that owns the slice.
     pub fn service_name(&self) -> ObjectName {
-        ObjectName { namespace: self.name.namespace.clone(), name: self.service.clone() }
+        ObjectName {
+            namespace: self.name.namespace.clone(),
+            name: self.service.clone(),
+        }
     }
 }
 
@@ -158,7 +164,11 @@ pub struct Conditions {
 
 impl Default for Conditions {
     fn default() -> Self {
-        Self { ready: true, serving: true, terminating: false }
+        Self {
+            ready: true,
+            serving: true,
+            terminating: false,
+        }
     }
 }
 

@@ -86,7 +86,12 @@ impl NodeFacts {
             NodePortAddresses::Primary => node.is_some_and(|node| node.addresses.contains(address)),
         };
         let node_port_addresses = own_addresses.iter().copied().filter(answers).collect();
-        Self { families, own_addresses, node_port_addresses, zone: node.and_then(|node| node.zone.clone()) }
+        Self {
+            families,
+            own_addresses,
+            node_port_addresses,
+            zone: node.and_then(|node| node.zone.clone()),
+        }
     }
 }
 
@@ -100,7 +105,10 @@ pub fn plan<'a>(
     config: &Config,
 ) -> Plan {
     let mut plan = Plan::default();
-    let place = Place { node: &config.node_name, zone: node.zone.as_ref() };
+    let place = Place {
+        node: &config.node_name,
+        zone: node.zone.as_ref(),
+    };
     for cluster_ip in &service.cluster_ips {
         let family = Family::of(*cluster_ip);
         if !node.families.contains(&family) {
@@ -108,10 +116,19 @@ pub fn plan<'a>(
         }
         plan.addresses.insert(*cluster_ip);
         let of_family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
-            addresses.iter().copied().filter(|a| Family::of(*a) == family).collect()
+            addresses
+                .iter()
+                .copied()
+                .filter(|a| Family::of(*a) == family)
+                .collect()
         };
-        let announced = [of_family(&service.external_ips), of_family(&service.load_balancer_ips)].concat();
-        plan.addresses.extend(announced.iter().filter(|a| !node.own_addresses.contains(a)));
+        let announced = [
+            of_family(&service.external_ips),
+            of_family(&service.load_balancer_ips),
+        ]
+        .concat();
+        plan.addresses
+            .extend(announced.iter().filter(|a| !node.own_addresses.contains(a)));
 
         for port in &service.ports {
             let endpoints = Endpoints::merge(slices.clone(), port, family, &config.node_name);
@@ -131,7 +148,11 @@ pub fn plan<'a>(
             plan.hairpins.extend(endpoints.local().map(|a| a.ip()));
 
             let mut add = |address, number: NonZeroU16, real_servers: &Arc<RealServers>, treatment| {
-                let key = ServiceKey::Address { address, protocol: port.protocol, port: number.get() };
+                let key = ServiceKey::Address {
+                    address,
+                    protocol: port.protocol,
+                    port: number.get(),
+                };
                 let frontend = Frontend {
                     virtual_server: virtual_server(key, service, config),
                     real_servers: real_servers.clone(),
@@ -143,7 +164,11 @@ pub fn plan<'a>(
                 add(*address, port.port, &external, external_treatment);
             }
             if let Some(node_port) = port.node_port {
-                for address in node.node_port_addresses.iter().filter(|a| Family::of(**a) == family) {
+                for address in node
+                    .node_port_addresses
+                    .iter()
+                    .filter(|a| Family::of(**a) == family)
+                {
                     add(*address, node_port, &external, external_treatment);
                 }
             }
@@ -157,7 +182,10 @@ impl RealServers {
     /// Those that were chosen; what else the slices name may end what it began.
     fn new(usable: BTreeSet<SocketAddr>, endpoints: &Endpoints<'_>, protocol: Protocol) -> Self {
         let leaving = match protocol {
-            Protocol::Tcp => endpoints.all().filter(|address| !usable.contains(address)).collect(),
+            Protocol::Tcp => endpoints
+                .all()
+                .filter(|address| !usable.contains(address))
+                .collect(),
             // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
             _ => BTreeSet::new(),
         };
@@ -197,10 +225,23 @@ mod tests {
     /// A line for each virtual server: its address, its real servers, and how its flows are treated.
     fn lines(service: &Service, slices: &[EndpointSlice], config: &Config) -> Vec<String> {
         let plan = plan(service, slices, &facts(config), config);
-        plan.frontends.values().map(|frontend| {
-            let servers: Vec<_> = frontend.real_servers.usable.iter().map(|a| a.to_string()).collect();
-            format!("{} -> {} {:?}", frontend.virtual_server.key, servers.join(","), frontend.treatment)
-        }).collect()
+        plan.frontends
+            .values()
+            .map(|frontend| {
+                let servers: Vec<_> = frontend
+                    .real_servers
+                    .usable
+                    .iter()
+                    .map(|a| a.to_string())
+                    .collect();
+                format!(
+                    "{} -> {} {:?}",
+                    frontend.virtual_server.key,
+                    servers.join(","),
+                    frontend.treatment
+                )
+            })
+            .collect()
     }
 
     fn with_node_port(mut service: Service, number: u16) -> Service {
@@ -216,8 +257,15 @@ mod tests {
     fn a_cluster_ip_serves_the_ready_endpoints_of_each_port() {
         let mut service = service("web", "10.99.13.178");
         service.ports = vec![port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53)];
-        let mut endpoints = slice("web-1", "web", &[endpoint("10.244.1.2"), endpoint("10.244.1.3").not_ready()]);
-        endpoints.ports = vec![endpoint_port("http", Protocol::Tcp, 8080), endpoint_port("dns", Protocol::Udp, 5353)];
+        let mut endpoints = slice(
+            "web-1",
+            "web",
+            &[endpoint("10.244.1.2"), endpoint("10.244.1.3").not_ready()],
+        );
+        endpoints.ports = vec![
+            endpoint_port("http", Protocol::Tcp, 8080),
+            endpoint_port("dns", Protocol::Udp, 5353),
+        ];
         assert_eq!(
             lines(&service, &[endpoints], &config()),
             [
@@ -239,7 +287,10 @@ mod tests {
             ]
         );
         let config = config();
-        assert_eq!(addresses(&plan(&service, &slices, &facts(&config), &config)), ["10.96.0.10"]);
+        assert_eq!(
+            addresses(&plan(&service, &slices, &facts(&config), &config)),
+            ["10.96.0.10"]
+        );
     }
 
     #[test]
@@ -253,7 +304,10 @@ mod tests {
         assert_eq!(of(&config, None), BTreeSet::from([ip("192.168.0.2")]));
         config.node_port_addresses = NodePortAddresses::Primary;
         assert_eq!(of(&config, None), BTreeSet::new(), "the Node object is not known");
-        let node = Node { addresses: vec![ip("fd01::2")], ..Node::default() };
+        let node = Node {
+            addresses: vec![ip("fd01::2")],
+            ..Node::default()
+        };
         assert_eq!(of(&config, Some(&node)), BTreeSet::from([ip("fd01::2")]));
     }
 
@@ -293,19 +347,44 @@ mod tests {
             ]
         );
         let config = config();
-        let only_v4 = NodeFacts { families: vec![Family::Inet], ..facts(&config) };
-        assert_eq!(addresses(&plan(&service, &slices, &only_v4, &config)), ["10.96.0.10"]);
+        let only_v4 = NodeFacts {
+            families: vec![Family::Inet],
+            ..facts(&config)
+        };
+        assert_eq!(
+            addresses(&plan(&service, &slices, &only_v4, &config)),
+            ["10.96.0.10"]
+        );
     }
 
     #[test]
     fn the_internal_policy_chooses_for_the_cluster_ip_and_the_external_one_for_the_rest() {
-        let slices = [slice("s", "web", &[endpoint("10.244.1.2"), local_endpoint("10.244.0.2")])];
+        let slices = [slice(
+            "s",
+            "web",
+            &[endpoint("10.244.1.2"), local_endpoint("10.244.0.2")],
+        )];
         let both = "10.244.0.2:8080,10.244.1.2:8080";
         let here = "10.244.0.2:8080";
         for (internal, external, at_cluster_ip, at_node_port) in [
-            (TrafficPolicy::Cluster, TrafficPolicy::Cluster, both, format!("{both} Masquerade")),
-            (TrafficPolicy::Local, TrafficPolicy::Cluster, here, format!("{both} Masquerade")),
-            (TrafficPolicy::Cluster, TrafficPolicy::Local, both, format!("{here} Accept")),
+            (
+                TrafficPolicy::Cluster,
+                TrafficPolicy::Cluster,
+                both,
+                format!("{both} Masquerade"),
+            ),
+            (
+                TrafficPolicy::Local,
+                TrafficPolicy::Cluster,
+                here,
+                format!("{both} Masquerade"),
+            ),
+            (
+                TrafficPolicy::Cluster,
+                TrafficPolicy::Local,
+                both,
+                format!("{here} Accept"),
+            ),
         ] {
             let mut service = with_node_port(service("web", "10.96.0.10"), 30080);
             service.internal_traffic_policy = internal;
@@ -325,7 +404,10 @@ mod tests {
         let mut service = with_node_port(service("web", "10.96.0.10"), 30080);
         service.internal_traffic_policy = TrafficPolicy::Local;
         let slices = [slice("s", "web", &[endpoint("10.244.1.2")])];
-        assert_eq!(lines(&service, &slices, &config())[0], "TCP 10.96.0.10:80 ->  ClusterIp");
+        assert_eq!(
+            lines(&service, &slices, &config())[0],
+            "TCP 10.96.0.10:80 ->  ClusterIp"
+        );
     }
 
     #[test]
@@ -343,7 +425,10 @@ mod tests {
 
     #[test]
     fn a10_maglev_hashing_falls_back_and_spreads_ports() {
-        let config = Config { scheduler: Scheduler::MAGLEV_HASH, ..config() };
+        let config = Config {
+            scheduler: Scheduler::MAGLEV_HASH,
+            ..config()
+        };
         let plan = plan(&service("web", "10.96.0.10"), &[], &facts(&config), &config);
         let flags = plan.frontends.values().next().unwrap().virtual_server.flags;
         assert!(flags.contains(ServiceFlags::MH_FALLBACK) && flags.contains(ServiceFlags::MH_PORT));
@@ -353,18 +438,32 @@ mod tests {
     fn a2_a5_only_tcp_endpoints_that_still_exist_may_leave_slowly() {
         let mut service = service("web", "10.96.0.10");
         service.ports = vec![port("t", Protocol::Tcp, 80), port("u", Protocol::Udp, 53)];
-        let mut endpoints =
-            slice("s", "web", &[endpoint("10.244.1.2"), endpoint("10.244.1.3").terminating(true)]);
-        endpoints.ports = vec![endpoint_port("t", Protocol::Tcp, 80), endpoint_port("u", Protocol::Udp, 53)];
+        let mut endpoints = slice(
+            "s",
+            "web",
+            &[endpoint("10.244.1.2"), endpoint("10.244.1.3").terminating(true)],
+        );
+        endpoints.ports = vec![
+            endpoint_port("t", Protocol::Tcp, 80),
+            endpoint_port("u", Protocol::Udp, 53),
+        ];
         let config = config();
         let plan = plan(&service, &[endpoints], &facts(&config), &config);
-        let leaving: Vec<_> = plan.frontends.values().map(|f| f.real_servers.leaving.len()).collect();
+        let leaving: Vec<_> = plan
+            .frontends
+            .values()
+            .map(|f| f.real_servers.leaving.len())
+            .collect();
         assert_eq!(leaving, [1, 0]);
     }
 
     #[test]
     fn e3_pods_of_this_node_may_be_sent_their_own_packets() {
-        let slices = [slice("s", "web", &[endpoint("10.244.1.2"), local_endpoint("10.244.0.2")])];
+        let slices = [slice(
+            "s",
+            "web",
+            &[endpoint("10.244.1.2"), local_endpoint("10.244.0.2")],
+        )];
         let config = config();
         let plan = plan(&service("web", "10.96.0.10"), &slices, &facts(&config), &config);
         assert_eq!(plan.hairpins, BTreeSet::from([ip("10.244.0.2")]));

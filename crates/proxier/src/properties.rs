@@ -6,14 +6,12 @@ use ipvs::Family;
 use proptest::prelude::*;
 
 use crate::{
-    Applied, Config,
-    diff::{Circumstances, Step, diff},
+    Applied, Config, Planner,
+    diff::Step,
     kernel::fake::State,
     model::*,
-    plan::{NodeFacts, Plan, plan},
-    store::Store,
     testing::{endpoint_port, ip, name},
-    wanted::{Key, Wanted},
+    wanted::Key,
 };
 
 /// A cluster's objects, by kind and name. There are few names, addresses and ports, so that they clash.
@@ -41,51 +39,71 @@ fn any_service() -> impl Strategy<Value = Service> {
     let addresses = |pool: &'static [&'static str]| {
         prop::sample::subsequence(pool, 0..=pool.len()).prop_map(|texts| texts.into_iter().map(ip).collect())
     };
-    let cluster_ips = prop::sample::select(vec![vec!["10.96.0.1"], vec!["10.96.0.2"], vec!["10.96.0.3", "fd00::3"]]);
+    let cluster_ips = prop::sample::select(vec![
+        vec!["10.96.0.1"],
+        vec!["10.96.0.2"],
+        vec!["10.96.0.3", "fd00::3"],
+    ]);
     let policy = || prop::sample::select(vec![TrafficPolicy::Cluster, TrafficPolicy::Local]);
     (
         (0..3i64, cluster_ips, prop::collection::vec(any_port(), 1..3)),
-        (addresses(&["203.0.113.1", "192.168.0.2"]), addresses(&["203.0.113.1", "203.0.113.2"])),
+        (
+            addresses(&["203.0.113.1", "192.168.0.2"]),
+            addresses(&["203.0.113.1", "203.0.113.2"]),
+        ),
         (prop::option::of(1..3u32), policy(), policy()),
     )
-        .prop_map(|((created, cluster_ips, ports), (external_ips, load_balancer_ips), settings)| Service {
-            name: name(""),
-            created,
-            cluster_ips: cluster_ips.into_iter().map(ip).collect(),
-            external_ips,
-            load_balancer_ips,
-            source_ranges: SourceRanges::Any,
-            ports,
-            session_affinity: settings.0,
-            internal_traffic_policy: settings.1,
-            external_traffic_policy: settings.2,
-            health_check_node_port: None,
-        })
+        .prop_map(
+            |((created, cluster_ips, ports), (external_ips, load_balancer_ips), settings)| Service {
+                name: name(""),
+                created,
+                cluster_ips: cluster_ips.into_iter().map(ip).collect(),
+                external_ips,
+                load_balancer_ips,
+                source_ranges: SourceRanges::Any,
+                ports,
+                session_affinity: settings.0,
+                internal_traffic_policy: settings.1,
+                external_traffic_policy: settings.2,
+                health_check_node_port: None,
+            },
+        )
 }
 
 fn any_port() -> impl Strategy<Value = ServicePort> {
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]);
-    (protocol, prop::sample::select(vec![80u16, 443]), prop::option::of(30080..30082u16)).prop_map(
-        |(protocol, port, node_port)| ServicePort {
+    (
+        protocol,
+        prop::sample::select(vec![80u16, 443]),
+        prop::option::of(30080..30082u16),
+    )
+        .prop_map(|(protocol, port, node_port)| ServicePort {
             name: "".into(),
             protocol,
             port: port.try_into().unwrap(),
             node_port: node_port.and_then(|number| number.try_into().ok()),
-        },
-    )
+        })
 }
 
 fn any_slice() -> impl Strategy<Value = EndpointSlice> {
-    let endpoint = (1..5u8, any::<[bool; 4]>()).prop_map(|(last, [local, ready, serving, terminating])| Endpoint {
-        address: ip(&format!("10.244.0.{last}")),
-        node: Some(if local { "here" } else { "other" }.into()),
-        conditions: Conditions { ready, serving: serving || ready, terminating: terminating && !ready },
-        hints: None,
-    });
+    let endpoint =
+        (1..5u8, any::<[bool; 4]>()).prop_map(|(last, [local, ready, serving, terminating])| Endpoint {
+            address: ip(&format!("10.244.0.{last}")),
+            node: Some(if local { "here" } else { "other" }.into()),
+            conditions: Conditions {
+                ready,
+                serving: serving || ready,
+                terminating: terminating && !ready,
+            },
+            hints: None,
+        });
     (0..4u8, prop::collection::vec(endpoint, 0..4)).prop_map(|(service, endpoints)| EndpointSlice {
         name: name(""),
         service: format!("s{service}").into(),
-        ports: vec![endpoint_port("", Protocol::Tcp, 8080), endpoint_port("", Protocol::Udp, 8080)],
+        ports: vec![
+            endpoint_port("", Protocol::Tcp, 8080),
+            endpoint_port("", Protocol::Udp, 8080),
+        ],
         endpoints,
     })
 }
@@ -93,12 +111,17 @@ fn any_slice() -> impl Strategy<Value = EndpointSlice> {
 impl Cluster {
     fn changes(&self) -> Vec<Change> {
         let services = self.services.values().cloned().map(Change::Service);
-        services.chain(self.slices.values().cloned().map(Change::EndpointSlice)).collect()
+        services
+            .chain(self.slices.values().cloned().map(Change::EndpointSlice))
+            .collect()
     }
 
     /// What has to be said to a store that holds this cluster to make it hold `next`.
     fn changes_to(&self, next: &Cluster) -> Vec<Change> {
-        let services = self.services.iter().filter(|(n, _)| !next.services.contains_key(n));
+        let services = self
+            .services
+            .iter()
+            .filter(|(n, _)| !next.services.contains_key(n));
         let slices = self.slices.iter().filter(|(n, _)| !next.slices.contains_key(n));
         let services = services.map(|(_, service)| Change::ServiceGone(service.name.clone()));
         let slices = slices.map(|(_, slice)| Change::EndpointSliceGone(slice.name.clone()));
@@ -106,58 +129,63 @@ impl Cluster {
     }
 }
 
-/// Store, claims and the kernel of a node, without the loop.
-#[derive(Default)]
+/// A planner and a kernel, without the loop between them.
 struct Node {
-    store: Store,
-    wanted: Wanted,
+    planner: Planner,
     applied: Applied,
     kernel: State,
 }
 
 impl Node {
+    fn new() -> Self {
+        let own_addresses = ["192.168.0.2", "192.168.0.3"].map(ip);
+        let planner = Planner::new(
+            Config::new("here"),
+            vec![Family::Inet, Family::Inet6],
+            own_addresses,
+        );
+        Self {
+            planner,
+            applied: Applied::default(),
+            kernel: State::default(),
+        }
+    }
+
     /// Takes the changes in, one by one; returns what they may have changed.
     fn take(&mut self, changes: impl IntoIterator<Item = Change>) -> HashSet<Key> {
-        let config = Config::new("here");
-        let families = vec![Family::Inet, Family::Inet6];
-        let facts = NodeFacts::new(&config, families, [ip("192.168.0.2"), ip("192.168.0.3")], None);
-        let mut keys = HashSet::new();
-        for change in changes {
-            let crate::store::Affected::Services(services) = self.store.apply(change) else { continue };
-            for service in services {
-                let (created, plan) = match self.store.service(&service) {
-                    Some(found) => (found.created, plan(found, self.store.slices(&service), &facts, &config)),
-                    None => (0, Plan::default()),
-                };
-                keys.extend(self.wanted.replace(&service, created, plan));
-            }
-        }
-        keys
+        let changes = changes.into_iter();
+        changes
+            .flat_map(|change| {
+                self.planner.take(change);
+                self.planner.plan_next(usize::MAX)
+            })
+            .collect()
     }
 
     fn diff(&self, keys: impl IntoIterator<Item = Key>) -> Vec<Step> {
-        let circumstances = Circumstances { drained: &HashSet::new(), node: "here" };
-        diff(keys, &self.wanted, &self.applied, circumstances)
+        self.planner.steps_from(&self.applied, keys, &HashSet::new())
     }
 
     /// Performs the steps for `keys`; after each, calls `look` with the kernel's state.
     fn reconcile(&mut self, keys: HashSet<Key>, mut look: impl FnMut(&State)) {
         for step in self.diff(keys) {
-            self.kernel.apply(&step.operation).unwrap_or_else(|failure| panic!("{failure}"));
+            self.kernel
+                .apply(&step.operation)
+                .unwrap_or_else(|failure| panic!("{failure}"));
             self.applied.record(&step.operation);
             look(&self.kernel);
         }
     }
 
     fn of(cluster: &Cluster) -> Self {
-        let mut node = Self::default();
+        let mut node = Self::new();
         let keys = node.take(cluster.changes());
         node.reconcile(keys, |_| {});
         node
     }
 
     fn all_keys(&self) -> HashSet<Key> {
-        self.wanted.keys().chain(self.applied.keys()).collect()
+        self.planner.wanted().keys().chain(self.applied.keys()).collect()
     }
 
     /// The kernel's state without what only waits for its connections to end, and without the log.
@@ -172,7 +200,10 @@ impl Node {
 
     /// The virtual servers that have somewhere to send a new connection to.
     fn served(state: &State) -> BTreeSet<ipvs::ServiceKey> {
-        let served = state.servers.iter().filter(|(_, (_, d))| d.values().any(|d| d.weight > 0));
+        let served = state
+            .servers
+            .iter()
+            .filter(|(_, (_, d))| d.values().any(|d| d.weight > 0));
         served.map(|(key, _)| *key).collect()
     }
 }
@@ -227,7 +258,7 @@ proptest! {
         (changes, shuffled) in cluster().prop_flat_map(|a| (Just(a.changes()), Just(a.changes()).prop_shuffle()))
     ) {
         let [one, other] = [changes, shuffled].map(|changes| {
-            let mut node = Node::default();
+            let mut node = Node::new();
             let keys = node.take(changes);
             node.reconcile(keys, |_| {});
             node.kernel.log.clear();

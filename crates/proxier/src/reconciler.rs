@@ -1,9 +1,8 @@
 //! The loop: changes in, batches out, and what is known of the kernel kept true.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     future::pending,
-    net::IpAddr,
     time::Duration,
 };
 
@@ -16,13 +15,12 @@ use tracing::{debug, error, info, warn};
 use crate::{
     applied::Applied,
     config::Config,
-    diff::{Circumstances, Operation, Step, diff},
+    diff::{Operation, Step},
     drain::Draining,
     kernel::{Event, Failure, FailureKind, Kernel},
-    model::{Change, ObjectName},
-    plan::{NodeFacts, Plan, plan},
-    store::{Affected, Store},
-    wanted::{Key, Wanted},
+    model::Change,
+    planner::Planner,
+    wanted::Key,
 };
 
 /// How many Services share a batch. The first batches of a start are in force while later ones are planned,
@@ -42,13 +40,9 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Keeps the kernel in step with the Services that a source describes.
 #[derive(Debug)]
 pub struct Reconciler<K> {
-    config: Config,
+    planner: Planner,
     kernel: K,
-    store: Store,
-    node: NodeFacts,
-    wanted: Wanted,
     applied: Applied,
-    queue: Queue,
     draining: Draining,
     failures: HashMap<Key, Retry>,
     /// Whether all that exists has been programmed once. Before, nothing is removed (I6).
@@ -71,23 +65,19 @@ impl<K: Kernel> Reconciler<K> {
     /// Reads what the kernel holds. Nothing is written yet.
     pub async fn new(config: Config, mut kernel: K) -> Result<Self, Failure> {
         let observed = kernel.observe().await?;
-        let own_addresses = observed.own_addresses.iter().copied();
-        let node = NodeFacts::new(&config, observed.families.clone(), own_addresses, None);
-        let applied = Applied::new(observed, &config.exclude_cidrs);
         let now = Instant::now();
+        let verify_at = now + config.sync_period;
+        let (families, own_addresses) = (observed.families.clone(), observed.own_addresses.clone());
+        let applied = Applied::new(observed, &config.exclude_cidrs);
         Ok(Self {
-            verify_at: now + config.sync_period,
-            config,
+            planner: Planner::new(config, families, own_addresses),
             kernel,
-            store: Store::default(),
-            node,
-            wanted: Wanted::default(),
             applied,
-            queue: Queue::default(),
             draining: Draining::default(),
             failures: HashMap::new(),
             complete: false,
             verified_at: now,
+            verify_at,
             batch_at: now,
             drain_at: now,
         })
@@ -97,8 +87,8 @@ impl<K: Kernel> Reconciler<K> {
     pub async fn run(mut self, mut changes: UnboundedReceiver<Change>) {
         let mut received = Vec::new();
         loop {
-            let synced = self.store.is_synced();
-            let batch_at = (synced && (!self.queue.is_empty() || !self.complete)).then_some(self.batch_at);
+            let synced = self.planner.is_synced();
+            let batch_at = (synced && (self.planner.is_behind() || !self.complete)).then_some(self.batch_at);
             let verify_at = synced.then_some(self.verify_at);
             let drain_at = (!self.draining.is_empty()).then_some(self.drain_at);
             let retry_at = self.failures.values().map(|retry| retry.at).min();
@@ -107,7 +97,7 @@ impl<K: Kernel> Reconciler<K> {
                 // Everything that is pending shares the next batch (B3).
                 count = changes.recv_many(&mut received, usize::MAX) => match count {
                     0 => return,
-                    _ => received.drain(..).for_each(|change| self.take(change)),
+                    _ => received.drain(..).for_each(|change| self.planner.take(change)),
                 },
                 event = self.kernel.event() => self.react(event),
                 () = at(batch_at) => self.batch().await,
@@ -118,29 +108,11 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Takes a change in, for the next batch.
-    fn take(&mut self, change: Change) {
-        match self.store.apply(change) {
-            Affected::Nothing => {}
-            Affected::Services(services) => services.into_iter().for_each(|s| self.queue.push(s)),
-            Affected::Node => self.learn_of_node(self.node.own_addresses.clone()),
-        }
-    }
-
-    /// Queues every Service if the node's facts have changed.
-    fn learn_of_node(&mut self, own_addresses: BTreeSet<IpAddr>) {
-        let families = self.node.families.clone();
-        let node = NodeFacts::new(&self.config, families, own_addresses, self.store.node());
-        if node != self.node {
-            info!(node_port_addresses = ?node.node_port_addresses, zone = ?node.zone, "the node's facts have changed");
-            self.node = node;
-            self.store.service_names().cloned().for_each(|service| self.queue.push(service));
-        }
-    }
-
     fn react(&mut self, event: Event) {
         match event {
-            Event::NodeAddresses(addresses) => self.learn_of_node(addresses.into_iter().collect()),
+            Event::NodeAddresses(addresses) => {
+                self.planner.set_own_addresses(addresses.into_iter().collect())
+            }
             Event::ServiceAddress { address, present } => {
                 if present != self.applied.addresses.contains(&address) {
                     self.verify_soon();
@@ -157,49 +129,27 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Plans the Services that have waited longest and brings the kernel in step with them.
     async fn batch(&mut self) {
-        let services = self.queue.take(SERVICES_PER_BATCH);
-        let mut keys = HashSet::new();
-        for service in &services {
-            keys.extend(self.plan(service));
-        }
+        let keys = self.planner.plan_next(SERVICES_PER_BATCH);
         self.reconcile(keys).await;
-        if self.queue.is_empty() && !self.complete {
+        if !self.planner.is_behind() && !self.complete {
             self.complete = true;
             // All that exists is programmed: what else is ours is left over from before.
             let leftovers = self.applied.keys().collect();
             self.reconcile(leftovers).await;
             let now = Instant::now();
-            self.applied.quiescent().for_each(|server| self.draining.note_quiescent(server, now));
-            info!(services = self.store.service_names().count(), "in sync");
+            self.applied
+                .quiescent()
+                .for_each(|server| self.draining.note_quiescent(server, now));
+            info!("in sync");
         }
-        self.batch_at = Instant::now() + self.config.min_sync_period;
-    }
-
-    /// Plans a Service; returns what the kernel may have to change for it.
-    fn plan(&mut self, name: &ObjectName) -> HashSet<Key> {
-        let (created, plan) = match self.store.service(name) {
-            Some(service) => {
-                (service.created, plan(service, self.store.slices(name), &self.node, &self.config))
-            }
-            None => (0, Plan::default()),
-        };
-        let changed = self.wanted.replace(name, created, plan);
-        for conflict in self.wanted.conflicts(name) {
-            warn!(
-                service = %name, server = %conflict.key, winner = %conflict.winner,
-                "an older Service has this address and port already"
-            );
-        }
-        changed
+        self.batch_at = Instant::now() + self.planner.config().min_sync_period;
     }
 
     /// Makes the kernel hold what is wanted under these keys, as far as it lets us.
     async fn reconcile(&mut self, keys: HashSet<Key>) {
-        // Equal inputs give equal batches, and `default/kubernetes` is first in its own (B2).
-        let mut keys: Vec<_> = keys.into_iter().collect();
-        keys.sort_by_cached_key(|key| (!self.is_kubernetes_api(key), *key));
-        let circumstances = Circumstances { drained: self.draining.drained(), node: &self.config.node_name };
-        let steps = diff(keys.iter().copied(), &self.wanted, &self.applied, circumstances);
+        let steps = self
+            .planner
+            .steps_from(&self.applied, keys.iter().copied(), self.draining.drained());
         let mut failed = self.perform(steps).await;
         for key in keys {
             match failed.remove(&key) {
@@ -213,19 +163,15 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    fn is_kubernetes_api(&self, key: &Key) -> bool {
-        match key {
-            Key::Server(server) => self.wanted.owner(server).is_some_and(ObjectName::is_kubernetes_api),
-            Key::Address(_) | Key::Hairpin(_) => false,
-        }
-    }
-
     /// Has the kernel take the steps, driver by driver, in their order. An object is left alone from its
     /// first failure on; the others go on (I5).
     async fn perform(&mut self, steps: Vec<Step>) -> HashMap<Key, Failure> {
         let mut failed = HashMap::new();
         for group in steps.chunk_by(|a, b| a.operation.driver() == b.operation.driver()) {
-            let group: Vec<_> = group.iter().filter(|step| !failed.contains_key(&step.key)).collect();
+            let group: Vec<_> = group
+                .iter()
+                .filter(|step| !failed.contains_key(&step.key))
+                .collect();
             let operations: Vec<_> = group.iter().map(|step| step.operation.clone()).collect();
             let results = self.kernel.apply(&operations).await;
             for (step, result) in group.into_iter().zip(results) {
@@ -258,19 +204,31 @@ impl<K: Kernel> Reconciler<K> {
             error!("cannot program {key}: {failure}");
         }
         let delay = known.map_or(RETRY_MIN, |retry| (2 * retry.delay).min(RETRY_MAX));
-        self.failures.insert(key, Retry { reason: failure.reason, delay, at: Instant::now() + delay });
+        self.failures.insert(
+            key,
+            Retry {
+                reason: failure.reason,
+                delay,
+                at: Instant::now() + delay,
+            },
+        );
     }
 
     async fn retry(&mut self) {
         let now = Instant::now();
-        let due = self.failures.iter().filter(|(_, retry)| retry.at <= now).map(|(key, _)| *key).collect();
+        let due = self
+            .failures
+            .iter()
+            .filter(|(_, retry)| retry.at <= now)
+            .map(|(key, _)| *key)
+            .collect();
         self.reconcile(due).await;
     }
 
     /// Reads the kernel again and mends what differs. A reading that fails changes nothing (I3).
     async fn verify(&mut self) {
         self.verified_at = Instant::now();
-        self.verify_at = self.verified_at + self.config.sync_period;
+        self.verify_at = self.verified_at + self.planner.config().sync_period;
         let observed = match self.kernel.observe().await {
             Ok(observed) => observed,
             Err(failure) => {
@@ -279,9 +237,9 @@ impl<K: Kernel> Reconciler<K> {
             }
         };
         let own_addresses = observed.own_addresses.iter().copied().collect();
-        self.applied = Applied::new(observed, &self.config.exclude_cidrs);
-        self.learn_of_node(own_addresses);
-        let mut keys: HashSet<_> = self.wanted.keys().collect();
+        self.applied = Applied::new(observed, &self.planner.config().exclude_cidrs);
+        self.planner.set_own_addresses(own_addresses);
+        let mut keys: HashSet<_> = self.planner.wanted().keys().collect();
         if self.complete {
             keys.extend(self.applied.keys());
         }
@@ -294,42 +252,14 @@ impl<K: Kernel> Reconciler<K> {
         self.drain_at = now + DRAIN_PERIOD;
         match self.kernel.connections().await {
             Ok(connections) => {
-                let drained = self.draining.look(&connections, now, self.config.drain_timeout);
-                self.reconcile(drained.into_iter().map(Key::Server).collect()).await;
+                let drained = self
+                    .draining
+                    .look(&connections, now, self.planner.config().drain_timeout);
+                self.reconcile(drained.into_iter().map(Key::Server).collect())
+                    .await;
             }
             Err(failure) => warn!("cannot see whether real servers have drained: {failure}"),
         }
-    }
-}
-
-/// The Services to be planned, each once, in the order in which they changed.
-#[derive(Debug, Default)]
-struct Queue {
-    order: VecDeque<ObjectName>,
-    queued: HashSet<ObjectName>,
-}
-
-impl Queue {
-    fn push(&mut self, service: ObjectName) {
-        if self.queued.insert(service.clone()) {
-            if service.is_kubernetes_api() {
-                self.order.push_front(service);
-            } else {
-                self.order.push_back(service);
-            }
-        }
-    }
-
-    fn take(&mut self, count: usize) -> Vec<ObjectName> {
-        let services: Vec<_> = self.order.drain(..count.min(self.order.len())).collect();
-        for service in &services {
-            self.queued.remove(service);
-        }
-        services
-    }
-
-    fn is_empty(&self) -> bool {
-        self.order.is_empty()
     }
 }
 
@@ -342,7 +272,7 @@ async fn at(instant: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::Pin;
+    use std::{collections::BTreeSet, pin::Pin};
 
     use tokio::{
         sync::mpsc::{UnboundedSender, unbounded_channel},
@@ -368,8 +298,14 @@ mod tests {
     impl Running {
         async fn on(kernel: &FakeKernel) -> Self {
             let (changes, receiver) = unbounded_channel();
-            let reconciler = Reconciler::new(Config::new("here"), kernel.clone()).await.unwrap();
-            Self { kernel: kernel.clone(), changes, run: Box::pin(reconciler.run(receiver)) }
+            let reconciler = Reconciler::new(Config::new("here"), kernel.clone())
+                .await
+                .unwrap();
+            Self {
+                kernel: kernel.clone(),
+                changes,
+                run: Box::pin(reconciler.run(receiver)),
+            }
         }
 
         /// A cluster of one Service with one endpoint, in sync.
@@ -387,7 +323,9 @@ mod tests {
         }
 
         async fn pass(&mut self, time: Duration) {
-            timeout(time, &mut self.run).await.expect_err("it runs until the source hangs up");
+            timeout(time, &mut self.run)
+                .await
+                .expect_err("it runs until the source hangs up");
         }
 
         /// Sends a change and returns what is done for it.
@@ -449,7 +387,11 @@ mod tests {
         );
         assert_eq!(running.done_for(replaced).await, [""; 0]);
         running.pass(Duration::from_secs(300)).await;
-        assert_eq!(kernel.take_log(), [""; 0], "ten periodic verifications find nothing to mend");
+        assert_eq!(
+            kernel.take_log(),
+            [""; 0],
+            "ten periodic verifications find nothing to mend"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -485,7 +427,10 @@ mod tests {
         running.send(Change::Synced);
         running.pass(MOMENT).await;
         let log = kernel.take_log();
-        assert!(log.contains(&"ipvsadm -A -t 10.96.0.11:80 -s rr".to_string()), "{log:?}");
+        assert!(
+            log.contains(&"ipvsadm -A -t 10.96.0.11:80 -s rr".to_string()),
+            "{log:?}"
+        );
         assert_eq!(
             log.last().unwrap(),
             "nft delete element ip kube-proxy service-addresses { 10.96.0.10 }",
@@ -532,7 +477,9 @@ mod tests {
             state.addresses.clear();
             state.hairpins.insert(ip("10.244.0.9"));
             for (_, destinations) in state.servers.values_mut() {
-                destinations.values_mut().for_each(|destination| destination.weight = 0);
+                destinations
+                    .values_mut()
+                    .for_each(|destination| destination.weight = 0);
             }
         });
         running.pass(Duration::from_secs(31)).await;
@@ -565,8 +512,13 @@ mod tests {
             server
         });
         let quiet = "ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 0";
-        let log = running.done_for(web_slice(&[old.clone().terminating(true), new.clone()])).await;
-        assert_eq!(log, ["ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.3:8080 -m -w 1", quiet]);
+        let log = running
+            .done_for(web_slice(&[old.clone().terminating(true), new.clone()]))
+            .await;
+        assert_eq!(
+            log,
+            ["ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.3:8080 -m -w 1", quiet]
+        );
 
         let log = running.done_for(web_slice(&[old.clone(), new.clone()])).await;
         assert_eq!(log, ["ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 1"]);
@@ -577,7 +529,10 @@ mod tests {
         assert_eq!(kernel.take_log(), [""; 0]);
         kernel.change(|state| state.connections.insert(server, 0));
         running.pass(Duration::from_secs(2)).await;
-        assert_eq!(kernel.take_log(), ["ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080"]);
+        assert_eq!(
+            kernel.take_log(),
+            ["ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080"]
+        );
         running.pass(Duration::from_secs(60)).await;
         assert_eq!(kernel.take_log(), [""; 0], "what has drained does not come back");
     }
@@ -589,7 +544,9 @@ mod tests {
         let leaving = web_slice(&[endpoint("10.244.0.2").terminating(true), endpoint("10.244.0.3")]);
         kernel.change(|state| {
             let key = *state.servers.keys().next().unwrap();
-            state.connections.insert((key, "10.244.0.2:8080".parse().unwrap()), 1);
+            state
+                .connections
+                .insert((key, "10.244.0.2:8080".parse().unwrap()), 1);
         });
         running.send(leaving.clone());
         running.pass(MOMENT).await;
@@ -603,7 +560,10 @@ mod tests {
         running.pass(Duration::from_secs(60)).await;
         assert_eq!(kernel.take_log(), [""; 0]);
         running.pass(Config::new("here").drain_timeout).await;
-        assert_eq!(kernel.take_log(), ["ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080"]);
+        assert_eq!(
+            kernel.take_log(),
+            ["ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080"]
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -620,7 +580,10 @@ mod tests {
         running.send(Change::Synced);
         running.pass(MOMENT).await;
         let log = kernel.take_log();
-        assert!(log.contains(&"ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.1:8080 -m -w 1".into()), "{log:?}");
+        assert!(
+            log.contains(&"ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.1:8080 -m -w 1".into()),
+            "{log:?}"
+        );
         assert_eq!(log.len(), 5);
         assert_eq!(
             running.done_for(Change::ServiceGone(name("older"))).await,
@@ -636,7 +599,10 @@ mod tests {
         let kernel = FakeKernel::default();
         let mut running = Running::on(&kernel).await;
         for last in 0..250 {
-            running.send(Change::Service(service(&format!("s{last}"), &format!("10.96.1.{last}"))));
+            running.send(Change::Service(service(
+                &format!("s{last}"),
+                &format!("10.96.1.{last}"),
+            )));
         }
         running.send(Change::Service(service("kubernetes", "10.99.0.1")));
         running.send(Change::Synced);

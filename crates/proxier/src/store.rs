@@ -120,7 +120,13 @@ impl Store {
                 self.slices.remove(&owner);
             }
         }
-        Affected::of_services(self.services.contains_key(&owner).then_some(owner).into_iter().collect())
+        Affected::of_services(
+            self.services
+                .contains_key(&owner)
+                .then_some(owner)
+                .into_iter()
+                .collect(),
+        )
     }
 
     fn share_node_names(&mut self, slice: &mut EndpointSlice) {
@@ -129,7 +135,11 @@ impl Store {
             self.node_names.retain(|name| Arc::strong_count(name) > 1);
             self.node_names_limit = 2 * self.node_names.len() + 64;
         }
-        for name in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
+        for name in slice
+            .endpoints
+            .iter_mut()
+            .filter_map(|endpoint| endpoint.node.as_mut())
+        {
             match self.node_names.get(name) {
                 Some(shared) => *name = shared.clone(),
                 None => {
@@ -142,7 +152,11 @@ impl Store {
 
 impl Affected {
     fn of_services(services: Vec<ObjectName>) -> Self {
-        if services.is_empty() { Self::Nothing } else { Self::Services(services) }
+        if services.is_empty() {
+            Self::Nothing
+        } else {
+            Self::Services(services)
+        }
     }
 
     fn into_services(self) -> Vec<ObjectName> {
@@ -165,8 +179,14 @@ mod tests {
     #[test]
     fn a_change_concerns_its_service_only() {
         let mut store = Store::default();
-        assert_eq!(store.apply(Change::Service(service("a", "10.96.0.1"))), services(["a"]));
-        assert_eq!(store.apply(Change::Service(service("b", "10.96.0.2"))), services(["b"]));
+        assert_eq!(
+            store.apply(Change::Service(service("a", "10.96.0.1"))),
+            services(["a"])
+        );
+        assert_eq!(
+            store.apply(Change::Service(service("b", "10.96.0.2"))),
+            services(["b"])
+        );
         let of_b = slice("b-1", "b", &[endpoint("10.244.0.2")]);
         assert_eq!(store.apply(Change::EndpointSlice(of_b)), services(["b"]));
         assert_eq!(store.slices(&name("b")).count(), 1);
@@ -211,7 +231,11 @@ mod tests {
     fn b5_what_is_deleted_leaves_nothing() {
         let mut store = Store::default();
         store.apply(Change::Service(service("a", "10.96.0.1")));
-        store.apply(Change::EndpointSlice(slice("a-1", "a", &[endpoint("10.244.0.2")])));
+        store.apply(Change::EndpointSlice(slice(
+            "a-1",
+            "a",
+            &[endpoint("10.244.0.2")],
+        )));
         store.apply(Change::EndpointSliceGone(name("a-1")));
         store.apply(Change::ServiceGone(name("a")));
         assert!(store.services.is_empty() && store.slices.is_empty() && store.owners.is_empty());

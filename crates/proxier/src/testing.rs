@@ -30,7 +30,12 @@ pub(crate) fn service(of: &str, cluster_ip: &str) -> Service {
 }
 
 pub(crate) fn port(name: &str, protocol: Protocol, port: u16) -> ServicePort {
-    ServicePort { name: name.into(), protocol, port: port.try_into().unwrap(), node_port: None }
+    ServicePort {
+        name: name.into(),
+        protocol,
+        port: port.try_into().unwrap(),
+        node_port: None,
+    }
 }
 
 /// A slice of `service` whose endpoints serve the unnamed TCP port at 8080.
@@ -44,27 +49,47 @@ pub(crate) fn slice(of: &str, service: &str, endpoints: &[Endpoint]) -> Endpoint
 }
 
 pub(crate) fn endpoint_port(name: &str, protocol: Protocol, port: u16) -> EndpointPort {
-    EndpointPort { name: name.into(), protocol, port: port.try_into().unwrap() }
+    EndpointPort {
+        name: name.into(),
+        protocol,
+        port: port.try_into().unwrap(),
+    }
 }
 
 /// A ready endpoint on the node `other`.
 pub(crate) fn endpoint(address: &str) -> Endpoint {
-    Endpoint { address: ip(address), node: Some("other".into()), conditions: Conditions::default(), hints: None }
+    Endpoint {
+        address: ip(address),
+        node: Some("other".into()),
+        conditions: Conditions::default(),
+        hints: None,
+    }
 }
 
 /// A ready endpoint on the node `here`, which is ours in all tests.
 pub(crate) fn local_endpoint(address: &str) -> Endpoint {
-    Endpoint { node: Some("here".into()), ..endpoint(address) }
+    Endpoint {
+        node: Some("here".into()),
+        ..endpoint(address)
+    }
 }
 
 impl Endpoint {
     pub(crate) fn not_ready(mut self) -> Self {
-        self.conditions = Conditions { ready: false, serving: false, terminating: false };
+        self.conditions = Conditions {
+            ready: false,
+            serving: false,
+            terminating: false,
+        };
         self
     }
 
     pub(crate) fn terminating(mut self, serving: bool) -> Self {
-        self.conditions = Conditions { ready: false, serving, terminating: true };
+        self.conditions = Conditions {
+            ready: false,
+            serving,
+            terminating: true,
+        };
         self
     }
 }

@@ -81,7 +81,10 @@ impl Wanted {
         let before = gone.as_ref().map(|claim| &claim.plan);
 
         if let Some(claim) = &gone {
-            let claimant = Claimant { created: claim.created, service: service.clone() };
+            let claimant = Claimant {
+                created: claim.created,
+                service: service.clone(),
+            };
             for key in claim.plan.frontends.keys() {
                 if let Some(claimants) = self.servers.get_mut(key) {
                     claimants.remove(&claimant);
@@ -92,7 +95,10 @@ impl Wanted {
             }
         }
         for key in plan.frontends.keys() {
-            let claimant = Claimant { created, service: service.clone() };
+            let claimant = Claimant {
+                created,
+                service: service.clone(),
+            };
             self.servers.entry(*key).or_default().insert(claimant);
         }
         let frontends = before.map(|plan| &plan.frontends);
@@ -101,7 +107,10 @@ impl Wanted {
                 changed.insert(Key::Server(*key));
             }
         }
-        let lost = frontends.into_iter().flat_map(|old| old.keys()).filter(|key| !plan.frontends.contains_key(key));
+        let lost = frontends
+            .into_iter()
+            .flat_map(|old| old.keys())
+            .filter(|key| !plan.frontends.contains_key(key));
         changed.extend(lost.map(|key| Key::Server(*key)));
         if gone.as_ref().is_some_and(|claim| claim.created != created) {
             changed.extend(plan.frontends.keys().map(|key| Key::Server(*key)));
@@ -109,7 +118,11 @@ impl Wanted {
 
         let none = BTreeSet::new();
         let addresses = before.map_or(&none, |plan| &plan.addresses);
-        changed.extend(self.addresses.replace(addresses, &plan.addresses).map(Key::Address));
+        changed.extend(
+            self.addresses
+                .replace(addresses, &plan.addresses)
+                .map(Key::Address),
+        );
         let hairpins = before.map_or(&none, |plan| &plan.hairpins);
         changed.extend(self.hairpins.replace(hairpins, &plan.hairpins).map(Key::Hairpin));
 
@@ -150,11 +163,18 @@ impl Wanted {
 
     /// The virtual servers that `service` claims and does not get.
     pub fn conflicts(&self, service: &ObjectName) -> Vec<Conflict> {
-        let claimed = self.plans.get(service).into_iter().flat_map(|claim| claim.plan.frontends.keys());
+        let claimed = self
+            .plans
+            .get(service)
+            .into_iter()
+            .flat_map(|claim| claim.plan.frontends.keys());
         claimed
             .filter_map(|key| {
                 let winner = self.owner(key).filter(|owner| *owner != service)?;
-                Some(Conflict { key: *key, winner: winner.clone() })
+                Some(Conflict {
+                    key: *key,
+                    winner: winner.clone(),
+                })
             })
             .collect()
     }

@@ -15,7 +15,7 @@ use super::{
     Event, Failure, FailureKind, Kernel, Observed,
     netfilter::{Element, Treatment},
 };
-use crate::{diff::Operation, drain::RealServer};
+use crate::diff::{Operation, RealServer};
 
 /// A handle to the state, which the test and the reconciler share.
 #[derive(Clone, Debug, Default)]
@@ -59,9 +59,16 @@ impl FakeKernel {
 impl State {
     pub(crate) fn observe(&self) -> Observed {
         let services = self.treatments.iter().map(|(key, treatment)| match *key {
-            ServiceKey::Address { address, protocol, port } => {
-                Element::Service { address, protocol, port, treatment: *treatment }
-            }
+            ServiceKey::Address {
+                address,
+                protocol,
+                port,
+            } => Element::Service {
+                address,
+                protocol,
+                port,
+                treatment: *treatment,
+            },
             ServiceKey::Fwmark { .. } => panic!("no element has a mark for its key"),
         });
         let guarded = self.guarded.iter().copied().map(Element::ServiceAddress);
@@ -81,15 +88,30 @@ impl State {
 
     pub(crate) fn apply(&mut self, operation: &Operation) -> Result<(), Failure> {
         let text = operation.to_string();
-        let refused = Failure { kind: FailureKind::Refused, reason: format!("refused: {text}") };
+        let refused = Failure {
+            kind: FailureKind::Refused,
+            reason: format!("refused: {text}"),
+        };
         if self.refused.contains(&text) {
             return Err(refused);
         }
         let makes_sense = match operation {
             Operation::AddElement(element) => {
                 match *element {
-                    Element::Service { address, protocol, port, treatment } => {
-                        self.treatments.insert(ServiceKey::Address { address, protocol, port }, treatment);
+                    Element::Service {
+                        address,
+                        protocol,
+                        port,
+                        treatment,
+                    } => {
+                        self.treatments.insert(
+                            ServiceKey::Address {
+                                address,
+                                protocol,
+                                port,
+                            },
+                            treatment,
+                        );
                     }
                     Element::ServiceAddress(address) => {
                         self.guarded.insert(address);
@@ -101,9 +123,19 @@ impl State {
                 true
             }
             Operation::RemoveElement(element) => match *element {
-                Element::Service { address, protocol, port, .. } => {
-                    self.treatments.remove(&ServiceKey::Address { address, protocol, port }).is_some()
-                }
+                Element::Service {
+                    address,
+                    protocol,
+                    port,
+                    ..
+                } => self
+                    .treatments
+                    .remove(&ServiceKey::Address {
+                        address,
+                        protocol,
+                        port,
+                    })
+                    .is_some(),
                 Element::ServiceAddress(address) => self.guarded.remove(&address),
                 Element::Hairpin(address) => self.hairpins.remove(&address),
             },
@@ -115,15 +147,19 @@ impl State {
             self.log.push(text);
             Ok(())
         } else {
-            Err(Failure { kind: FailureKind::Unknown, ..refused })
+            Err(Failure {
+                kind: FailureKind::Unknown,
+                ..refused
+            })
         }
     }
 
     fn ipvs(&mut self, command: &Command) -> bool {
         match command {
-            Command::NewService(service) => {
-                self.servers.insert(service.key, (service.clone(), BTreeMap::new())).is_none()
-            }
+            Command::NewService(service) => self
+                .servers
+                .insert(service.key, (service.clone(), BTreeMap::new()))
+                .is_none(),
             Command::SetService(service) => match self.servers.get_mut(&service.key) {
                 Some(server) => {
                     server.0 = service.clone();
@@ -133,14 +169,21 @@ impl State {
             },
             Command::DelService(key) => self.servers.remove(key).is_some(),
             Command::NewDestination(key, destination) => self.servers.get_mut(key).is_some_and(|server| {
-                server.1.insert(destination.socket_addr(), destination.clone()).is_none()
+                server
+                    .1
+                    .insert(destination.socket_addr(), destination.clone())
+                    .is_none()
             }),
             Command::SetDestination(key, destination) => self.servers.get_mut(key).is_some_and(|server| {
-                server.1.insert(destination.socket_addr(), destination.clone()).is_some()
+                server
+                    .1
+                    .insert(destination.socket_addr(), destination.clone())
+                    .is_some()
             }),
-            Command::DelDestination(key, address) => {
-                self.servers.get_mut(key).is_some_and(|server| server.1.remove(address).is_some())
-            }
+            Command::DelDestination(key, address) => self
+                .servers
+                .get_mut(key)
+                .is_some_and(|server| server.1.remove(address).is_some()),
             other => panic!("not planned for Services: {other}"),
         }
     }
@@ -149,13 +192,19 @@ impl State {
 impl Kernel for FakeKernel {
     async fn observe(&mut self) -> Result<Observed, Failure> {
         self.change(|state| match state.unreadable {
-            true => Err(Failure { kind: FailureKind::Unknown, reason: "interrupted".into() }),
+            true => Err(Failure {
+                kind: FailureKind::Unknown,
+                reason: "interrupted".into(),
+            }),
             false => Ok(state.observe()),
         })
     }
 
     async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {
-        operations.iter().map(|operation| self.change(|state| state.apply(operation))).collect()
+        operations
+            .iter()
+            .map(|operation| self.change(|state| state.apply(operation)))
+            .collect()
     }
 
     async fn connections(&mut self) -> Result<HashMap<RealServer, u64>, Failure> {

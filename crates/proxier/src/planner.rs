@@ -1,0 +1,191 @@
+//! From changes to what is wanted, without a kernel.
+
+use std::{
+    collections::{BTreeSet, HashSet, VecDeque},
+    net::IpAddr,
+};
+
+use ipvs::Family;
+use tracing::{info, warn};
+
+use crate::{
+    applied::Applied,
+    config::Config,
+    diff::{Circumstances, RealServer, Step, diff},
+    model::{Change, ObjectName},
+    plan::{NodeFacts, Plan, plan},
+    store::{Affected, Store},
+    wanted::{Key, Wanted},
+};
+
+/// The cluster's objects, what they want of this node's kernel, and which of them are still to be planned.
+///
+/// It does no I/O: an agent that only wants to know what would be programmed uses it alone.
+///
+/// ```
+/// use std::collections::HashSet;
+/// use proxier::{Applied, Config, Planner, model::Change};
+///
+/// let mut planner = Planner::new(Config::new("node-1"), vec![ipvs::Family::Inet], []);
+/// planner.take(Change::Synced);
+/// let keys = planner.plan_next(usize::MAX);
+/// let steps = planner.steps_from(&Applied::default(), keys, &HashSet::new());
+/// assert!(steps.is_empty());
+/// ```
+#[derive(Debug)]
+pub struct Planner {
+    config: Config,
+    store: Store,
+    node: NodeFacts,
+    wanted: Wanted,
+    queue: Queue,
+}
+
+impl Planner {
+    /// Knows of nothing but the node: the address families that its kernel has, and the addresses on its
+    /// links without loopback, link-local ones and kube-ipvs0's.
+    pub fn new(
+        config: Config,
+        families: Vec<Family>,
+        own_addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
+        let node = NodeFacts::new(&config, families, own_addresses, None);
+        Self {
+            config,
+            store: Store::default(),
+            node,
+            wanted: Wanted::default(),
+            queue: Queue::default(),
+        }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What all Services that have been planned want.
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Whether the source has sent all that exists.
+    pub fn is_synced(&self) -> bool {
+        self.store.is_synced()
+    }
+
+    /// Whether Services wait to be planned.
+    pub fn is_behind(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Takes a change in; what it concerns waits for [`Self::plan_next`].
+    pub fn take(&mut self, change: Change) {
+        match self.store.apply(change) {
+            Affected::Nothing => {}
+            Affected::Services(services) => services.into_iter().for_each(|s| self.queue.push(s)),
+            Affected::Node => self.set_own_addresses(self.node.own_addresses.clone()),
+        }
+    }
+
+    /// The node's own addresses are these now. If that changes anything, every Service is planned again.
+    pub fn set_own_addresses(&mut self, own_addresses: BTreeSet<IpAddr>) {
+        let families = self.node.families.clone();
+        let node = NodeFacts::new(&self.config, families, own_addresses, self.store.node());
+        if node != self.node {
+            info!(node_port_addresses = ?node.node_port_addresses, zone = ?node.zone, "the node's facts have changed");
+            self.node = node;
+            self.store
+                .service_names()
+                .cloned()
+                .for_each(|service| self.queue.push(service));
+        }
+    }
+
+    /// Plans the `count` Services that have waited longest, `default/kubernetes` before all (B2). Returns the
+    /// objects that they may want otherwise now.
+    pub fn plan_next(&mut self, count: usize) -> HashSet<Key> {
+        let services = self.queue.take(count);
+        services.iter().flat_map(|service| self.plan(service)).collect()
+    }
+
+    /// The steps from what the kernel holds to what is wanted, for these objects; see [`diff`].
+    pub fn steps_from(
+        &self,
+        applied: &Applied,
+        keys: impl IntoIterator<Item = Key>,
+        drained: &HashSet<RealServer>,
+    ) -> Vec<Step> {
+        // Equal inputs give equal batches, and `default/kubernetes` is first in its own (B2).
+        let mut keys: Vec<_> = keys.into_iter().collect();
+        keys.sort_by_cached_key(|key| (!self.is_kubernetes_api(key), *key));
+        diff(
+            keys,
+            &self.wanted,
+            applied,
+            Circumstances {
+                drained,
+                node: &self.config.node_name,
+            },
+        )
+    }
+
+    fn plan(&mut self, name: &ObjectName) -> HashSet<Key> {
+        let (created, plan) = match self.store.service(name) {
+            Some(service) => (
+                service.created,
+                plan(service, self.store.slices(name), &self.node, &self.config),
+            ),
+            None => (0, Plan::default()),
+        };
+        let changed = self.wanted.replace(name, created, plan);
+        for conflict in self.wanted.conflicts(name) {
+            warn!(
+                "{name} does not get {}: the older Service {} has it",
+                conflict.key, conflict.winner
+            );
+        }
+        changed
+    }
+
+    fn is_kubernetes_api(&self, key: &Key) -> bool {
+        match key {
+            Key::Server(server) => self
+                .wanted
+                .owner(server)
+                .is_some_and(ObjectName::is_kubernetes_api),
+            Key::Address(_) | Key::Hairpin(_) => false,
+        }
+    }
+}
+
+/// The Services to be planned, each once, in the order in which they changed.
+#[derive(Debug, Default)]
+struct Queue {
+    order: VecDeque<ObjectName>,
+    queued: HashSet<ObjectName>,
+}
+
+impl Queue {
+    fn push(&mut self, service: ObjectName) {
+        if self.queued.insert(service.clone()) {
+            if service.is_kubernetes_api() {
+                self.order.push_front(service);
+            } else {
+                self.order.push_back(service);
+            }
+        }
+    }
+
+    fn take(&mut self, count: usize) -> Vec<ObjectName> {
+        let services: Vec<_> = self.order.drain(..count.min(self.order.len())).collect();
+        for service in &services {
+            self.queued.remove(service);
+        }
+        services
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
