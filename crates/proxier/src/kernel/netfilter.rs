@@ -1,0 +1,458 @@
+//! nftables: which virtual servers are ours, how their new flows are treated, and which flows are masqueraded.
+//!
+//! Each address family has one table, `kube-proxy`. What a reader of `nft list ruleset` finds in it:
+//!
+//! ```text
+//! table ip kube-proxy {
+//!     map services {                 # every virtual server that is ours, and where its new flows go
+//!         type ipv4_addr . inet_proto . inet_service : verdict
+//!         elements = { 10.96.0.10 . udp . 53 : goto cluster-ip, 192.0.2.7 . tcp . 30080 : goto mark-for-masquerade }
+//!     }
+//!     set service-addresses { ... }  # addresses that we hold on kube-ipvs0
+//!     set hairpin { ... }            # endpoint . endpoint, for the endpoints on this node
+//!     chain input { ... }            # clients elsewhere, before IPVS takes their packets at LOCAL_IN
+//!     chain output { ... }           # clients on the node, before IPVS takes their packets at LOCAL_OUT
+//!     chain cluster-ip { ... }       # marks the flows of clients that are not in the cluster
+//!     chain mark-for-masquerade { ... }
+//!     chain postrouting { ... }      # masquerades what is marked, and hairpins
+//! }
+//! ```
+//!
+//! Rules look at a flow's first packet: that one makes the NAT binding of the whole flow.
+//!
+//! The elements of `services` are our record of what is ours across restarts. Every change is one atomic
+//! transaction.
+
+mod expression;
+mod listing;
+mod ruleset;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, net::IpAddr, time::Duration};
+
+use ipvs::{Family, Protocol};
+use netlink_batch::{Errno, Error as NetlinkError, Socket, TransactionError};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem,
+    nftables::{
+        DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
+        SetElementMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
+    },
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use self::ruleset::Base;
+pub use self::ruleset::Ruleset;
+
+/// The name of our tables. kube-proxy's nftables mode has tables of this name too, and its other modes delete
+/// them when they start, so that a node that goes back to kube-proxy is left clean.
+const TABLE: &str = "kube-proxy";
+
+const SERVICES: &str = "services";
+const SERVICE_ADDRESSES: &str = "service-addresses";
+const HAIRPIN: &str = "hairpin";
+
+const CLUSTER_IP: &str = "cluster-ip";
+const MARK_FOR_MASQUERADE: &str = "mark-for-masquerade";
+
+/// How often a set is listed while the kernel resizes it, and how long that is waited for.
+const LISTING_ATTEMPTS: usize = 5;
+const RESIZE_TIME: Duration = Duration::from_millis(20);
+
+/// How the new flows of a virtual server are treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Treatment {
+    /// Masqueraded unless the client is in the cluster, as the local detector tells.
+    ClusterIp,
+    /// Masqueraded.
+    Masquerade,
+    /// Left alone: servers see the client's address.
+    Accept,
+}
+
+impl Treatment {
+    fn verdict(self) -> Vec<VerdictAttribute> {
+        match self {
+            Self::ClusterIp => expression::goto_chain(CLUSTER_IP),
+            Self::Masquerade => expression::goto_chain(MARK_FOR_MASQUERADE),
+            Self::Accept => vec![VerdictAttribute::Code(Verdict::Other(listing::NF_ACCEPT))],
+        }
+    }
+}
+
+impl fmt::Display for Treatment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ClusterIp => write!(f, "goto {CLUSTER_IP}"),
+            Self::Masquerade => write!(f, "goto {MARK_FOR_MASQUERADE}"),
+            Self::Accept => f.write_str("accept"),
+        }
+    }
+}
+
+/// An element of one of our sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Element {
+    /// In `services`: a virtual server of ours.
+    Service {
+        /// Its address.
+        address: IpAddr,
+        /// Its transport protocol.
+        protocol: Protocol,
+        /// Its port.
+        port: u16,
+        /// How its new flows are treated. Not part of the key: a virtual server has one treatment.
+        treatment: Treatment,
+    },
+    /// In `service-addresses`: an address of ours alone, where a port that is no virtual server's is refused (C1).
+    ServiceAddress(IpAddr),
+    /// In `hairpin`: an endpoint on this node, which may be its own client and is masqueraded then (E3).
+    Hairpin(IpAddr),
+}
+
+impl Element {
+    fn address(&self) -> IpAddr {
+        match *self {
+            Self::Service { address, .. } | Self::ServiceAddress(address) | Self::Hairpin(address) => address,
+        }
+    }
+
+    fn set(&self) -> &'static str {
+        match self {
+            Self::Service { .. } => SERVICES,
+            Self::ServiceAddress(_) => SERVICE_ADDRESSES,
+            Self::Hairpin(_) => HAIRPIN,
+        }
+    }
+
+    /// The key: each part padded to a multiple of four bytes.
+    fn key(&self) -> Vec<u8> {
+        let mut key = octets(self.address());
+        match *self {
+            Self::Service { protocol, port, .. } => {
+                key.extend([protocol.number(), 0, 0, 0]);
+                key.extend(port.to_be_bytes());
+                key.extend([0, 0]);
+            }
+            Self::ServiceAddress(_) => {}
+            Self::Hairpin(address) => key.extend(octets(address)),
+        }
+        key
+    }
+
+    fn attributes(&self) -> Vec<SetElementAttribute> {
+        let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(self.key()))];
+        if let Self::Service { treatment, .. } = self {
+            attributes.push(SetElementAttribute::Data(DataAttribute::Verdict(
+                treatment.verdict(),
+            )));
+        }
+        attributes
+    }
+}
+
+/// As `nft` takes it: `nft add element ip kube-proxy services { 10.96.0.10 . udp . 53 : goto cluster-ip }`.
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = match self.address() {
+            IpAddr::V4(_) => "ip",
+            IpAddr::V6(_) => "ip6",
+        };
+        write!(f, "{family} {TABLE} {} {{ ", self.set())?;
+        match self {
+            Self::Service {
+                address,
+                protocol,
+                port,
+                treatment,
+            } => {
+                write!(
+                    f,
+                    "{address} . {} . {port} : {treatment}",
+                    protocol_name(*protocol)
+                )?;
+            }
+            Self::ServiceAddress(address) => address.fmt(f)?,
+            Self::Hairpin(address) => write!(f, "{address} . {address}")?,
+        }
+        f.write_str(" }")
+    }
+}
+
+/// The name of a protocol as nft has it.
+fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// A change of one element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// The element is to be there. It may be already, but not with another treatment.
+    Add(Element),
+    /// The element, which must be there, is to go.
+    Remove(Element),
+}
+
+/// Why the kernel's nftables could not be read or changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `EPERM`
+    #[error("nftables needs the capability CAP_NET_ADMIN")]
+    NotPermitted,
+    /// The kernel has no nf_tables, or not for this address family.
+    #[error("the kernel has no nf_tables for this address family: load the module nf_tables")]
+    NotSupported,
+    /// `ENOENT`: what was to be removed is not there, or our table is gone.
+    #[error("there is no such element, or no table {TABLE}")]
+    NotFound,
+    /// `EEXIST`, `EBUSY`: the key is there with another treatment.
+    #[error("the element is there with another treatment")]
+    Exists,
+    /// Anything else.
+    #[error("nftables: {0}")]
+    Netlink(NetlinkError),
+}
+
+impl Error {
+    /// Whether the kernel may or may not have done what it was asked for.
+    pub fn outcome_unknown(&self) -> bool {
+        matches!(self, Self::Netlink(error) if error.outcome_unknown())
+    }
+}
+
+impl From<NetlinkError> for Error {
+    fn from(error: NetlinkError) -> Self {
+        match error.errno() {
+            Some(Errno::PERM) => Self::NotPermitted,
+            Some(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT) => Self::NotSupported,
+            Some(Errno::NOENT) => Self::NotFound,
+            Some(Errno::EXIST | Errno::BUSY) => Self::Exists,
+            _ => match error {
+                NetlinkError::Open(Errno::PROTONOSUPPORT) => Self::NotSupported,
+                error => Self::Netlink(error),
+            },
+        }
+    }
+}
+
+impl From<TransactionError> for Error {
+    fn from(error: TransactionError) -> Self {
+        match error {
+            TransactionError::Failed(error) => error.into(),
+            TransactionError::Refused(refusals) => match refusals.into_iter().next() {
+                Some((_, error)) => NetlinkError::from(error).into(),
+                None => Self::NotFound,
+            },
+        }
+    }
+}
+
+/// Our nftables tables in the network namespace that we run in.
+#[derive(Debug)]
+pub struct Netfilter {
+    socket: Socket,
+}
+
+impl Netfilter {
+    /// Opens a netlink socket; the kernel loads nf_tables when it is used.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSupported`] if the kernel has no netfilter.
+    pub fn connect() -> Result<Self, Error> {
+        Ok(Self {
+            socket: Socket::connect(NETLINK_NETFILTER)?,
+        })
+    }
+
+    /// Makes the table of a family, its sets, chains and rules, unless they are there as `ruleset` wants them;
+    /// returns whether anything had to be done. Where they were made for another ruleset, or by another version,
+    /// the elements are carried over. A table of our name that is not ours is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSupported`] if the kernel lacks the family. Nothing has changed after an error whose outcome
+    /// is known.
+    pub async fn ensure_base(&mut self, family: Family, ruleset: &Ruleset) -> Result<bool, Error> {
+        let base = Base::new(family, ruleset);
+        if self.rules(family).await? == base.comments() {
+            return Ok(false);
+        }
+        let elements = self.elements(family).await?;
+        let add = elements
+            .into_iter()
+            .map(|element| update_message(&Update::Add(element)));
+        self.transaction(
+            replace_table(family)
+                .into_iter()
+                .chain(base.messages())
+                .chain(add),
+        )
+        .await?;
+        Ok(true)
+    }
+
+    /// The elements of a family's sets, sorted; none, if there is no table.
+    ///
+    /// # Errors
+    ///
+    /// Any error: what is returned is never a part (I3).
+    pub async fn elements(&mut self, family: Family) -> Result<Vec<Element>, Error> {
+        let mut elements = Vec::new();
+        for set in [SERVICES, SERVICE_ADDRESSES, HAIRPIN] {
+            elements.extend(self.set_elements(family, set).await?);
+        }
+        Ok(elements)
+    }
+
+    async fn set_elements(&mut self, family: Family, set: &str) -> Result<Vec<Element>, Error> {
+        for _ in 0..LISTING_ATTEMPTS {
+            let listed = match self.socket.dump(listing::set_elements(family, TABLE, set)).await {
+                Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(Vec::new()),
+                listed => listed?,
+            };
+            let mut elements: Vec<_> = listed
+                .iter()
+                .flat_map(|message| listing::read_elements(message, family, set))
+                .collect();
+            let count = elements.len();
+            elements.sort();
+            elements.dedup();
+            // The kernel walks a hash table by position. If the table is resized meanwhile, some elements come
+            // twice, and as many are left out.
+            if elements.len() == count {
+                return Ok(elements);
+            }
+            tokio::time::sleep(RESIZE_TIME).await;
+        }
+        Err(NetlinkError::Interrupted.into())
+    }
+
+    /// Changes elements, in order and atomically, except that the kernel's refusal of one does not stop the
+    /// others (I5). Returns a result for each.
+    pub async fn update(&mut self, updates: &[Update]) -> Vec<Result<(), Error>> {
+        let mut results = vec![Ok(()); updates.len()];
+        loop {
+            let remaining: Vec<_> = results
+                .iter()
+                .enumerate()
+                .filter(|(_, result)| result.is_ok())
+                .map(|(index, _)| index)
+                .collect();
+            let messages = remaining
+                .iter()
+                .filter_map(|index| updates.get(*index))
+                .map(update_message);
+            let mut fail = |index: Option<&usize>, error: Error| {
+                if let Some(result) = index.and_then(|index| results.get_mut(*index)) {
+                    *result = Err(error);
+                }
+            };
+            match self.transaction(messages).await {
+                Ok(()) => return results,
+                // At least one each time, so that this ends.
+                Err(TransactionError::Refused(refusals)) => {
+                    for (index, error) in refusals {
+                        fail(remaining.get(index), NetlinkError::from(error).into());
+                    }
+                }
+                Err(TransactionError::Failed(error)) => {
+                    remaining
+                        .iter()
+                        .for_each(|index| fail(Some(index), error.clone().into()));
+                    return results;
+                }
+            }
+        }
+    }
+
+    /// Deletes our tables. Families that the kernel does not have are passed over.
+    ///
+    /// # Errors
+    ///
+    /// The first of the families' errors; the other family is tried nevertheless.
+    pub async fn delete_tables(&mut self) -> Result<(), Error> {
+        let mut outcome = Ok(());
+        for family in [Family::Inet, Family::Inet6] {
+            let [create, delete, _] = replace_table(family);
+            match self.transaction([create, delete]).await.map_err(Error::from) {
+                Ok(()) | Err(Error::NotSupported) => {}
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        outcome
+    }
+
+    /// The chain and the comment of each rule in the table of a family.
+    async fn rules(&mut self, family: Family) -> Result<Vec<(String, String)>, Error> {
+        let listed = self.socket.dump(listing::rules(family, TABLE)).await?;
+        Ok(listed.iter().map(listing::read_rule).collect())
+    }
+
+    async fn transaction(
+        &mut self,
+        messages: impl IntoIterator<Item = NetlinkMessage<NetfilterMessage>>,
+    ) -> Result<(), TransactionError> {
+        self.socket
+            .transaction(NetfilterSubsystem::NfTables.into(), messages)
+            .await
+    }
+}
+
+fn update_message(update: &Update) -> NetlinkMessage<NetfilterMessage> {
+    let (Update::Add(element) | Update::Remove(element)) = update;
+    // One message for each element, so that the kernel tells which one it refuses.
+    let list = SetElementMessage {
+        attributes: vec![
+            SetElementList::Table(TABLE.to_owned()),
+            SetElementList::Set(element.set().to_owned()),
+            SetElementList::Elements(vec![ListAttribute::Element(element.attributes())]),
+        ],
+    };
+    let family = Family::of(element.address());
+    match update {
+        Update::Add(_) => message(family, NfTablesMessage::NewSetElement(list), NLM_F_CREATE),
+        Update::Remove(_) => message(family, NfTablesMessage::DeleteSetElement(list), 0),
+    }
+}
+
+/// Creates the table, which may exist; deletes it, with all that is in it; creates it anew.
+fn replace_table(family: Family) -> [NetlinkMessage<NetfilterMessage>; 3] {
+    let table = || TableMessage {
+        attributes: vec![TableAttribute::Name(TABLE.to_owned())],
+    };
+    [
+        message(family, NfTablesMessage::NewTable(table()), NLM_F_CREATE),
+        message(family, NfTablesMessage::DeleteTable(table()), 0),
+        message(
+            family,
+            NfTablesMessage::NewTable(table()),
+            NLM_F_CREATE | NLM_F_EXCL,
+        ),
+    ]
+}
+
+fn message(family: Family, inner: NfTablesMessage, flags: u16) -> NetlinkMessage<NetfilterMessage> {
+    let family = match family {
+        Family::Inet => NetfilterProtoFamily::IPv4,
+        Family::Inet6 => NetfilterProtoFamily::IPv6,
+    };
+    let mut message = NetlinkMessage::from(NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner));
+    message.header.flags = flags;
+    message
+}

@@ -1,0 +1,187 @@
+//! The nftables expressions that our rules are made of. A rule is a sequence of them: they load registers, compare
+//! them, and act; the first comparison that fails ends the rule.
+
+use netlink_packet_core::DefaultNla;
+use netlink_packet_netfilter::nftables::{
+    Bitwise, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta, MetaKey, Operator, Payload, Register,
+    Verdict, VerdictAttribute,
+};
+
+/// The 32-bit register that a key begins in (`NFT_REG32_00`); later parts of a key follow in the next ones.
+const FIRST: u32 = 8;
+
+/// `NFT_PAYLOAD_NETWORK_HEADER`, `NFT_PAYLOAD_TRANSPORT_HEADER`.
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+
+fn register(offset: u32) -> Register {
+    Register::from(FIRST + offset)
+}
+
+/// An expression that netlink-packet-netfilter has no type for.
+fn other<const N: usize>(name: &str, attributes: [(u16, Vec<u8>); N]) -> Expressions {
+    Expressions::Other {
+        expression_type: name.to_owned(),
+        attributes: attributes
+            .into_iter()
+            .map(|(kind, value)| DefaultNla::new(kind, value))
+            .collect(),
+    }
+}
+
+fn be32(value: u32) -> Vec<u8> {
+    value.to_be_bytes().to_vec()
+}
+
+/// Loads bytes of the network header.
+pub(super) fn network_header(offset: u32, len: u32, to: u32) -> Expressions {
+    payload(NETWORK_HEADER, offset, len, to)
+}
+
+/// Loads `th dport`: the destination port, which TCP, UDP and SCTP have at the same place.
+pub(super) fn destination_port(to: u32) -> Expressions {
+    payload(TRANSPORT_HEADER, 2, 2, to)
+}
+
+fn payload(base: u32, offset: u32, len: u32, to: u32) -> Expressions {
+    Expressions::Payload(vec![
+        Payload::DestinationRegister(register(to)),
+        Payload::Base(base),
+        Payload::Offset(offset),
+        Payload::Len(len),
+    ])
+}
+
+/// Loads a property of the packet.
+pub(super) fn meta(key: MetaKey, to: u32) -> Expressions {
+    Expressions::Meta(vec![Meta::DestinationRegister(register(to)), Meta::Key(key)])
+}
+
+/// `meta mark set`: from a register.
+pub(super) fn set_mark(from: u32) -> Expressions {
+    Expressions::Meta(vec![
+        Meta::Key(MetaKey::Mark),
+        Meta::SourceRegister(register(from)),
+    ])
+}
+
+/// `ct state new`
+pub(super) fn new_flow() -> Vec<Expressions> {
+    const NFTA_CT_DREG: u16 = 1;
+    const NFTA_CT_KEY: u16 = 2;
+    const NFT_CT_STATE: u32 = 0;
+    /// The bit of `IP_CT_NEW`, in host order.
+    const STATE_NEW: u32 = 8;
+    let load = other(
+        "ct",
+        [(NFTA_CT_KEY, be32(NFT_CT_STATE)), (NFTA_CT_DREG, be32(FIRST))],
+    );
+    vec![
+        load,
+        bitwise(0, &STATE_NEW.to_ne_bytes(), &[0; 4]),
+        cmp(0, Operator::NotEqual, &[0; 4]),
+    ]
+}
+
+/// `fib saddr type local`: the source is an address of this node.
+pub(super) fn source_is_local() -> Vec<Expressions> {
+    const NFTA_FIB_DREG: u16 = 1;
+    const NFTA_FIB_RESULT: u16 = 2;
+    const NFTA_FIB_FLAGS: u16 = 3;
+    const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+    const NFTA_FIB_F_SADDR: u32 = 1;
+    const RTN_LOCAL: u32 = 2;
+    let load = other(
+        "fib",
+        [
+            (NFTA_FIB_DREG, be32(FIRST)),
+            (NFTA_FIB_RESULT, be32(NFT_FIB_RESULT_ADDRTYPE)),
+            (NFTA_FIB_FLAGS, be32(NFTA_FIB_F_SADDR)),
+        ],
+    );
+    vec![load, cmp(0, Operator::Equal, &RTN_LOCAL.to_ne_bytes())]
+}
+
+/// Compares the bytes of a register.
+pub(super) fn cmp(from: u32, operator: Operator, data: &[u8]) -> Expressions {
+    Expressions::Cmp(vec![
+        Cmp::SourceRegister(register(from)),
+        Cmp::Op(operator),
+        Cmp::Data(DataAttribute::Value(data.to_vec())),
+    ])
+}
+
+/// Replaces a register by `(register & mask) ^ xor`.
+pub(super) fn bitwise(at: u32, mask: &[u8], xor: &[u8]) -> Expressions {
+    Expressions::Bitwise(vec![
+        Bitwise::SourceRegister(register(at)),
+        Bitwise::DestinationRegister(register(at)),
+        Bitwise::Length(mask.len() as u32),
+        Bitwise::Mask(DataAttribute::Value(mask.to_vec())),
+        Bitwise::Xor(DataAttribute::Value(xor.to_vec())),
+    ])
+}
+
+/// `@set`: the key is in the set.
+pub(super) fn in_set(set: &str) -> Expressions {
+    Expressions::Lookup(vec![
+        Lookup::Set(set.to_owned()),
+        Lookup::SourceRegister(register(0)),
+    ])
+}
+
+/// `vmap @map`: the verdict that the map has for the key, if it has one.
+pub(super) fn verdict_map(map: &str) -> Expressions {
+    Expressions::Lookup(vec![
+        Lookup::Set(map.to_owned()),
+        Lookup::SourceRegister(register(0)),
+        Lookup::DestinationRegister(Register::Verdict),
+    ])
+}
+
+/// The verdict to go on in another chain, for good.
+pub(super) fn goto_chain(chain: &str) -> Vec<VerdictAttribute> {
+    vec![
+        VerdictAttribute::Code(Verdict::Goto),
+        VerdictAttribute::Chain(chain.to_owned()),
+    ]
+}
+
+/// The verdict to leave the chain.
+pub(super) fn return_verdict() -> Vec<VerdictAttribute> {
+    vec![VerdictAttribute::Code(Verdict::Return)]
+}
+
+/// Ends the chain with a verdict.
+pub(super) fn verdict(verdict: Vec<VerdictAttribute>) -> Expressions {
+    Expressions::Immediate(vec![
+        Immediate::DestinationRegister(Register::Verdict),
+        Immediate::Data(DataAttribute::Verdict(verdict)),
+    ])
+}
+
+/// `reject`: with an ICMP error of this code.
+pub(super) fn reject(icmp_code: u8) -> Expressions {
+    const NFTA_REJECT_TYPE: u16 = 1;
+    const NFTA_REJECT_ICMP_CODE: u16 = 2;
+    const NFT_REJECT_ICMP_UNREACH: u32 = 0;
+    other(
+        "reject",
+        [
+            (NFTA_REJECT_TYPE, be32(NFT_REJECT_ICMP_UNREACH)),
+            (NFTA_REJECT_ICMP_CODE, vec![icmp_code]),
+        ],
+    )
+}
+
+/// `masquerade`
+pub(super) fn masquerade() -> Expressions {
+    other("masq", [])
+}
+
+/// `masquerade fully-random`: from a source port that cannot be guessed, and that fewer flows compete for.
+pub(super) fn masquerade_fully_random() -> Expressions {
+    const NFTA_MASQ_FLAGS: u16 = 1;
+    const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
+    other("masq", [(NFTA_MASQ_FLAGS, be32(NF_NAT_RANGE_PROTO_RANDOM_FULLY))])
+}

@@ -1,0 +1,188 @@
+//! What the kernel lists of our tables. netlink-packet-netfilter's decoders are not used here: they panic where a
+//! nested attribute is too short.
+
+use std::{convert::Infallible, net::IpAddr};
+
+use ipvs::{Family, Protocol};
+use netlink_packet_core::{
+    DefaultNla, Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable, NlasIterator,
+};
+
+use super::{CLUSTER_IP, Element, HAIRPIN, MARK_FOR_MASQUERADE, SERVICE_ADDRESSES, SERVICES, Treatment};
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_GETSETELEM: u16 = 13;
+
+/// `NF_ACCEPT`, the code of the verdict `accept`.
+pub(super) const NF_ACCEPT: u32 = 1;
+const NFT_GOTO: u32 = -4_i32 as u32;
+
+/// The type of a comment in `NFTA_RULE_USERDATA`, as nft and libnftnl have it.
+pub(super) const UDATA_RULE_COMMENT: u8 = 0;
+
+/// A message of nf_tables, with its attributes as bytes.
+#[derive(Debug)]
+pub(super) struct Message {
+    message_type: u16,
+    family: u8,
+    attributes: Vec<u8>,
+}
+
+/// Length of `struct nfgenmsg`.
+const HEADER_LEN: usize = 4;
+
+impl NetlinkSerializable for Message {
+    fn message_type(&self) -> u16 {
+        self.message_type
+    }
+
+    fn buffer_len(&self) -> usize {
+        HEADER_LEN + self.attributes.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        if let Some((header, attributes)) = buffer.split_first_chunk_mut::<HEADER_LEN>() {
+            *header = [self.family, 0, 0, 0];
+            attributes.copy_from_slice(&self.attributes);
+        }
+    }
+}
+
+impl NetlinkDeserializable for Message {
+    type Error = Infallible;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
+        Ok(Self {
+            message_type: header.message_type,
+            family: payload.first().copied().unwrap_or_default(),
+            attributes: payload.get(HEADER_LEN..).unwrap_or_default().to_vec(),
+        })
+    }
+}
+
+/// Asks for the rules of a table.
+pub(super) fn rules(family: Family, table: &str) -> NetlinkMessage<Message> {
+    const NFTA_RULE_TABLE: u16 = 1;
+    request(NFT_MSG_GETRULE, family, &[(NFTA_RULE_TABLE, table)])
+}
+
+/// Asks for the elements of a set.
+pub(super) fn set_elements(family: Family, table: &str, set: &str) -> NetlinkMessage<Message> {
+    const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+    const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+    request(
+        NFT_MSG_GETSETELEM,
+        family,
+        &[(NFTA_SET_ELEM_LIST_TABLE, table), (NFTA_SET_ELEM_LIST_SET, set)],
+    )
+}
+
+fn request(message_type: u16, family: Family, names: &[(u16, &str)]) -> NetlinkMessage<Message> {
+    let names: Vec<_> = names
+        .iter()
+        .map(|(kind, name)| DefaultNla::new(*kind, [name.as_bytes(), &[0]].concat()))
+        .collect();
+    let mut attributes = vec![0; names.as_slice().buffer_len()];
+    names.as_slice().emit(&mut attributes);
+    let message = Message {
+        message_type: NFNL_SUBSYS_NFTABLES << 8 | message_type,
+        family: family.number() as u8,
+        attributes,
+    };
+    NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message))
+}
+
+/// The chain and the comment of a rule; empty where it has none.
+pub(super) fn read_rule(message: &Message) -> (String, String) {
+    const NFTA_RULE_CHAIN: u16 = 2;
+    const NFTA_RULE_USERDATA: u16 = 7;
+    let chain = find(&message.attributes, NFTA_RULE_CHAIN)
+        .map(string)
+        .unwrap_or_default();
+    let comment = match find(&message.attributes, NFTA_RULE_USERDATA) {
+        Some([UDATA_RULE_COMMENT, len, rest @ ..]) => rest.get(..usize::from(*len)).map(string),
+        _ => None,
+    };
+    (chain, comment.unwrap_or_default())
+}
+
+/// The elements in one message of a set's listing. Those that we cannot have made are passed over.
+pub(super) fn read_elements(message: &Message, family: Family, set: &str) -> Vec<Element> {
+    const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+    let list = find(&message.attributes, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+    attributes(list)
+        .filter_map(|(_, element)| read_element(element, family, set))
+        .collect()
+}
+
+fn read_element(element: &[u8], family: Family, set: &str) -> Option<Element> {
+    const NFTA_SET_ELEM_KEY: u16 = 1;
+    const NFTA_SET_ELEM_DATA: u16 = 2;
+    const NFTA_DATA_VALUE: u16 = 1;
+    const NFTA_DATA_VERDICT: u16 = 2;
+    let key = find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?;
+    let (address, rest) = read_address(key, family)?;
+    match set {
+        SERVICES => {
+            let [protocol, _, _, _, port_high, port_low, _, _] = *rest else {
+                return None;
+            };
+            let verdict = find(find(element, NFTA_SET_ELEM_DATA)?, NFTA_DATA_VERDICT)?;
+            Some(Element::Service {
+                address,
+                protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+                    .into_iter()
+                    .find(|known| known.number() == protocol)?,
+                port: u16::from_be_bytes([port_high, port_low]),
+                treatment: read_treatment(verdict)?,
+            })
+        }
+        SERVICE_ADDRESSES => Some(Element::ServiceAddress(address)),
+        HAIRPIN => Some(Element::Hairpin(address)),
+        _ => None,
+    }
+}
+
+fn read_address(key: &[u8], family: Family) -> Option<(IpAddr, &[u8])> {
+    match family {
+        Family::Inet => key
+            .split_first_chunk::<4>()
+            .map(|(octets, rest)| (IpAddr::from(*octets), rest)),
+        Family::Inet6 => key
+            .split_first_chunk::<16>()
+            .map(|(octets, rest)| (IpAddr::from(*octets), rest)),
+    }
+}
+
+fn read_treatment(verdict: &[u8]) -> Option<Treatment> {
+    const NFTA_VERDICT_CODE: u16 = 1;
+    const NFTA_VERDICT_CHAIN: u16 = 2;
+    let code = u32::from_be_bytes(*find(verdict, NFTA_VERDICT_CODE)?.first_chunk()?);
+    let chain = find(verdict, NFTA_VERDICT_CHAIN).map(string);
+    match (code, chain.as_deref()) {
+        (NF_ACCEPT, _) => Some(Treatment::Accept),
+        (NFT_GOTO, Some(CLUSTER_IP)) => Some(Treatment::ClusterIp),
+        (NFT_GOTO, Some(MARK_FOR_MASQUERADE)) => Some(Treatment::Masquerade),
+        _ => None,
+    }
+}
+
+/// The kinds and values of attributes, up to the first that is malformed.
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute| {
+        let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
+        (kind, attribute.into_inner().get(4..length).unwrap_or_default())
+    })
+}
+
+fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes)
+        .find(|(found, _)| *found == kind)
+        .map(|(_, value)| value)
+}
+
+fn string(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
+}

@@ -1,0 +1,407 @@
+//! The part of our tables that does not depend on Services: sets, chains and rules.
+
+use std::hash::{DefaultHasher, Hasher};
+
+use ipnet::IpNet;
+use ipvs::Family;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
+use netlink_packet_netfilter::{
+    NetfilterMessage,
+    nftables::{
+        ChainAttribute, ChainMessage, Expressions, Hook, InetHookNumber, MetaKey, NfTablesMessage, Operator,
+        RuleAttribute, RuleMessage, SetAttribute, SetFlags, SetMessage,
+    },
+};
+
+use super::{
+    CLUSTER_IP, HAIRPIN, MARK_FOR_MASQUERADE, SERVICE_ADDRESSES, SERVICES, TABLE,
+    expression::{
+        bitwise, cmp, destination_port, goto_chain, in_set, masquerade, masquerade_fully_random, meta,
+        network_header, new_flow, reject, return_verdict, set_mark, source_is_local, verdict, verdict_map,
+    },
+    listing::UDATA_RULE_COMMENT,
+    message,
+};
+use crate::config::LocalDetector;
+
+const INPUT: &str = "input";
+const OUTPUT: &str = "output";
+const POSTROUTING: &str = "postrouting";
+
+/// What an operator's settings make of the rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    /// The bit of the packet mark, 0 to 31, that asks for masquerading. No other bit is looked at or changed.
+    pub masquerade_bit: u8,
+    /// Masquerade every client of a ClusterIP.
+    pub masquerade_all: bool,
+    /// How clients in the cluster are told from others, who are masqueraded when they use a ClusterIP.
+    pub local_detector: LocalDetector,
+    /// Let masquerading choose source ports at random (`fully-random`), so that flows compete for them less.
+    pub fully_random: bool,
+}
+
+/// The sets, chains and rules of one family's table.
+#[derive(Debug)]
+pub(super) struct Base {
+    family: Family,
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    chain: &'static str,
+    /// For who reads `nft list ruleset`; it is also how we recognise our rules.
+    comment: String,
+    expressions: Vec<Expressions>,
+}
+
+impl Base {
+    pub(super) fn new(family: Family, ruleset: &Ruleset) -> Self {
+        let mut base = Self {
+            family,
+            rules: rules(family, ruleset),
+        };
+        // The first comment tells apart what different settings or versions make. It does not matter that another
+        // release of Rust may hash in another way: the table is made again then.
+        let mut hasher = DefaultHasher::new();
+        for mut message in base.messages() {
+            message.finalize();
+            let mut bytes = vec![0; message.buffer_len()];
+            message.serialize(&mut bytes);
+            hasher.write(&bytes);
+        }
+        if let Some(rule) = base.rules.first_mut() {
+            rule.comment
+                .push_str(&format!("; ruleset {:016x}", hasher.finish()));
+        }
+        base
+    }
+
+    /// The chain and the comment of each rule, in the kernel's order.
+    pub(super) fn comments(&self) -> Vec<(String, String)> {
+        self.rules
+            .iter()
+            .map(|rule| (rule.chain.to_owned(), rule.comment.clone()))
+            .collect()
+    }
+
+    /// What makes it all in an empty table.
+    pub(super) fn messages(&self) -> Vec<NetlinkMessage<NetfilterMessage>> {
+        let Self { family, rules } = self;
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let sets = sets(*family)
+            .into_iter()
+            .map(|set| message(*family, NfTablesMessage::NewSet(set), flags));
+        let chains = chains()
+            .into_iter()
+            .map(|chain| message(*family, NfTablesMessage::NewChain(chain), flags));
+        let rules = rules.iter().map(|rule| {
+            message(
+                *family,
+                NfTablesMessage::NewRule(rule.message()),
+                NLM_F_CREATE | NLM_F_APPEND,
+            )
+        });
+        sets.chain(chains).chain(rules).collect()
+    }
+}
+
+impl Rule {
+    fn new(
+        chain: &'static str,
+        comment: &str,
+        expressions: impl IntoIterator<Item = Vec<Expressions>>,
+    ) -> Self {
+        Self {
+            chain,
+            comment: comment.to_owned(),
+            expressions: expressions.into_iter().flatten().collect(),
+        }
+    }
+
+    fn message(&self) -> RuleMessage {
+        let mut comment = vec![UDATA_RULE_COMMENT, self.comment.len() as u8 + 1];
+        comment.extend(self.comment.as_bytes());
+        comment.push(0);
+        RuleMessage {
+            attributes: vec![
+                RuleAttribute::Table(TABLE.to_owned()),
+                RuleAttribute::Chain(self.chain.to_owned()),
+                RuleAttribute::Expressions(self.expressions.iter().cloned().map(Into::into).collect()),
+                RuleAttribute::UserData(comment),
+            ],
+        }
+    }
+}
+
+/// In the order of the chains, which is the one that the kernel lists them in.
+fn rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
+    let mark = 1_u32.wrapping_shl(ruleset.masquerade_bit.into()).to_ne_bytes();
+    let unmarked = (!u32::from_ne_bytes(mark)).to_ne_bytes();
+    let to_virtual_server = || {
+        [
+            new_flow(),
+            destination_and_port(family),
+            vec![verdict_map(SERVICES)],
+        ]
+    };
+    let is_marked = vec![
+        meta(MetaKey::Mark, 0),
+        bitwise(0, &mark, &[0; 4]),
+        cmp(0, Operator::Equal, &mark),
+    ];
+
+    let mut rules = vec![
+        Rule::new(INPUT, "new flows to our virtual servers", to_virtual_server()),
+        Rule::new(
+            INPUT,
+            "other ports of service addresses",
+            [
+                new_flow(),
+                vec![destination(family), in_set(SERVICE_ADDRESSES)],
+                vec![
+                    meta(MetaKey::L4Proto, 0),
+                    cmp(0, Operator::NotEqual, &[icmp(family)]),
+                ],
+                vec![reject(icmp_port_unreachable(family))],
+            ],
+        ),
+        Rule::new(OUTPUT, "new flows to our virtual servers", to_virtual_server()),
+    ];
+    rules.extend(cluster_ip_rules(family, ruleset));
+    rules.extend([
+        Rule::new(
+            MARK_FOR_MASQUERADE,
+            "for postrouting",
+            [vec![
+                meta(MetaKey::Mark, 0),
+                bitwise(0, &unmarked, &mark),
+                set_mark(0),
+            ]],
+        ),
+        Rule::new(
+            POSTROUTING,
+            "endpoints that are their own clients",
+            [vec![
+                source(family),
+                destination_after_source(family),
+                in_set(HAIRPIN),
+                masquerade(),
+            ]],
+        ),
+        Rule::new(
+            POSTROUTING,
+            "marked flows",
+            [
+                is_marked,
+                vec![meta(MetaKey::Mark, 0), bitwise(0, &[0xff; 4], &mark), set_mark(0)],
+                vec![if ruleset.fully_random {
+                    masquerade_fully_random()
+                } else {
+                    masquerade()
+                }],
+            ],
+        ),
+    ]);
+    rules
+}
+
+fn cluster_ip_rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
+    let goto_mark = || vec![verdict(goto_chain(MARK_FOR_MASQUERADE))];
+    if ruleset.masquerade_all {
+        return vec![Rule::new(CLUSTER_IP, "all clients", [goto_mark()])];
+    }
+    let in_the_cluster: Vec<Vec<Expressions>> = match &ruleset.local_detector {
+        LocalDetector::None => Vec::new(),
+        LocalDetector::Cidrs(cidrs) => cidrs.iter().filter_map(|cidr| source_in(family, cidr)).collect(),
+        LocalDetector::BridgeInterface(name) => vec![input_interface(interface_name(name))],
+        LocalDetector::InterfaceNamePrefix(prefix) => vec![input_interface(prefix.as_bytes().to_vec())],
+    };
+    // The kernel may choose the virtual address itself as the source address of a client on the node (E4).
+    let mut rules = vec![Rule::new(
+        CLUSTER_IP,
+        "clients on this node",
+        [source_is_local(), goto_mark()],
+    )];
+    if !in_the_cluster.is_empty() {
+        rules.extend(in_the_cluster.into_iter().map(|client| {
+            Rule::new(
+                CLUSTER_IP,
+                "clients in the cluster",
+                [client, vec![verdict(return_verdict())]],
+            )
+        }));
+        rules.push(Rule::new(CLUSTER_IP, "clients elsewhere", [goto_mark()]));
+    }
+    rules
+}
+
+/// `ip daddr . meta l4proto . th dport`
+fn destination_and_port(family: Family) -> Vec<Expressions> {
+    let words = address_len(family) / 4;
+    vec![
+        destination(family),
+        meta(MetaKey::L4Proto, words),
+        destination_port(words + 1),
+    ]
+}
+
+fn destination(family: Family) -> Expressions {
+    match family {
+        Family::Inet => network_header(16, 4, 0),
+        Family::Inet6 => network_header(24, 16, 0),
+    }
+}
+
+fn source(family: Family) -> Expressions {
+    match family {
+        Family::Inet => network_header(12, 4, 0),
+        Family::Inet6 => network_header(8, 16, 0),
+    }
+}
+
+/// The second part of the key of `hairpin`.
+fn destination_after_source(family: Family) -> Expressions {
+    match family {
+        Family::Inet => network_header(16, 4, 1),
+        Family::Inet6 => network_header(24, 16, 4),
+    }
+}
+
+fn source_in(family: Family, cidr: &IpNet) -> Option<Vec<Expressions>> {
+    let (network, mask) = match (family, cidr) {
+        (Family::Inet, IpNet::V4(cidr)) => {
+            (cidr.network().octets().to_vec(), cidr.netmask().octets().to_vec())
+        }
+        (Family::Inet6, IpNet::V6(cidr)) => {
+            (cidr.network().octets().to_vec(), cidr.netmask().octets().to_vec())
+        }
+        _ => return None,
+    };
+    let zeroes = vec![0; mask.len()];
+    Some(vec![
+        source(family),
+        bitwise(0, &mask, &zeroes),
+        cmp(0, Operator::Equal, &network),
+    ])
+}
+
+/// `iifname`: compared as far as the bytes given go.
+fn input_interface(name: Vec<u8>) -> Vec<Expressions> {
+    vec![meta(MetaKey::Iifname, 0), cmp(0, Operator::Equal, &name)]
+}
+
+/// An interface's name as the kernel has it: `IFNAMSIZ` bytes, filled up with zeroes.
+fn interface_name(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(16, 0);
+    bytes
+}
+
+const fn address_len(family: Family) -> u32 {
+    match family {
+        Family::Inet => 4,
+        Family::Inet6 => 16,
+    }
+}
+
+/// `IPPROTO_ICMP`, `IPPROTO_ICMPV6`
+const fn icmp(family: Family) -> u8 {
+    match family {
+        Family::Inet => 1,
+        Family::Inet6 => 58,
+    }
+}
+
+/// `ICMP_PORT_UNREACH`, `ICMPV6_PORT_UNREACH`
+const fn icmp_port_unreachable(family: Family) -> u8 {
+    match family {
+        Family::Inet => 3,
+        Family::Inet6 => 4,
+    }
+}
+
+fn chains() -> [ChainMessage; 5] {
+    // NF_IP_PRI_FILTER, before IPVS's LOCAL_IN hooks (98 and later).
+    const FILTER: i32 = 0;
+    // NF_IP_PRI_MANGLE, after connection tracking (-200) and before IPVS's LOCAL_OUT hooks (-99 and later).
+    const MANGLE: i32 = -150;
+    // NF_IP_PRI_NAT_SRC
+    const SRCNAT: i32 = 100;
+    [
+        base_chain(INPUT, "filter", InetHookNumber::LocalIn, FILTER),
+        base_chain(OUTPUT, "filter", InetHookNumber::LocalOut, MANGLE),
+        ChainMessage {
+            attributes: chain(CLUSTER_IP),
+        },
+        ChainMessage {
+            attributes: chain(MARK_FOR_MASQUERADE),
+        },
+        base_chain(POSTROUTING, "nat", InetHookNumber::PostRouting, SRCNAT),
+    ]
+}
+
+fn chain(name: &str) -> Vec<ChainAttribute> {
+    vec![
+        ChainAttribute::Table(TABLE.to_owned()),
+        ChainAttribute::Name(name.to_owned()),
+    ]
+}
+
+fn base_chain(name: &str, kind: &str, hook: InetHookNumber, priority: i32) -> ChainMessage {
+    const POLICY_ACCEPT: u32 = 1;
+    let mut attributes = chain(name);
+    attributes.extend([
+        ChainAttribute::Hook(vec![Hook::Number(hook.into()), Hook::Priority(priority as u32)]),
+        ChainAttribute::Policy(POLICY_ACCEPT),
+        ChainAttribute::Type(kind.to_owned()),
+    ]);
+    ChainMessage { attributes }
+}
+
+/// The types of nft, which the kernel only keeps for it: six bits each.
+const INET_PROTO: u32 = 12;
+const INET_SERVICE: u32 = 13;
+
+fn sets(family: Family) -> [SetMessage; 3] {
+    let (address, address_type) = match family {
+        Family::Inet => (4, 7),
+        Family::Inet6 => (16, 8),
+    };
+    let mut services = set(
+        1,
+        SERVICES,
+        &[address_type, INET_PROTO, INET_SERVICE],
+        address + 4 + 4,
+        SetFlags::Map,
+    );
+    // NFT_DATA_VERDICT
+    services
+        .attributes
+        .extend([SetAttribute::DataType(0xffff_ff00), SetAttribute::DataLen(0)]);
+    [
+        services,
+        set(2, SERVICE_ADDRESSES, &[address_type], address, SetFlags::empty()),
+        set(
+            3,
+            HAIRPIN,
+            &[address_type, address_type],
+            2 * address,
+            SetFlags::empty(),
+        ),
+    ]
+}
+
+fn set(id: u32, name: &str, key: &[u32], key_len: u32, flags: SetFlags) -> SetMessage {
+    SetMessage {
+        attributes: vec![
+            SetAttribute::Table(TABLE.to_owned()),
+            SetAttribute::Name(name.to_owned()),
+            SetAttribute::Flags(flags),
+            SetAttribute::KeyType(key.iter().fold(0, |types, part| types << 6 | part)),
+            SetAttribute::KeyLen(key_len),
+            SetAttribute::Id(id),
+        ],
+    }
+}
