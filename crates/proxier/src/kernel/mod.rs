@@ -9,6 +9,7 @@ use crate::diff::{Operation, RealServer};
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod link;
+pub mod linux;
 pub mod netfilter;
 pub mod sysctl;
 

@@ -1,0 +1,279 @@
+//! The real kernel.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipvs::{
+    Command, Destination, Family, Forwarding, Handle, Protocol, Scheduler, ServiceKey, TunnelType,
+    proc::{ProcDestination, ProcForwarding, ProcService},
+};
+use tracing::{info, warn};
+
+use super::{
+    Driver, Event, Failure, FailureKind, Kernel, Observed,
+    link::{self, Link},
+    netfilter::{self, Netfilter, Ruleset, Update},
+    sysctl,
+};
+use crate::{
+    config::{Config, Timeouts},
+    diff::{Operation, RealServer},
+};
+
+/// Where a scheduler is tried out: an address for documentation (RFC 5737), which no Service has.
+const PROBE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0));
+const PROBE_PORT: u16 = 20000;
+
+/// Why the kernel cannot be used. Nothing of the proxier works then.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// IPVS is missing, or refused what everything rests on.
+    #[error(transparent)]
+    Ipvs(#[from] ipvs::Error),
+    /// The table of virtual servers cannot be read.
+    #[error(transparent)]
+    Proc(#[from] ipvs::proc::Error),
+    /// nftables is missing, or refused our table.
+    #[error(transparent)]
+    Netfilter(#[from] netfilter::Error),
+    /// kube-ipvs0 or the node's addresses cannot be had.
+    #[error(transparent)]
+    Link(#[from] link::Error),
+    /// A kernel setting that Services depend on cannot be made.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::Error),
+    /// The kernel has neither IPv4 nor IPv6.
+    #[error("this kernel has nftables for no address family: load the module nf_tables")]
+    NoFamily,
+}
+
+/// The kernel of the network namespace that the calling thread is in.
+#[derive(Debug)]
+pub struct Linux {
+    ipvs: Handle,
+    netfilter: Netfilter,
+    link: Link,
+    families: Vec<Family>,
+}
+
+impl Linux {
+    /// Makes the kernel ready: sees that everything is there, then sets what all Services share: sysctls,
+    /// timeouts, the nftables tables' chains and kube-ipvs0. What is so already is not written.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is missing. As a rule nothing has been changed then.
+    pub async fn prepare(config: &Config) -> Result<Self, Error> {
+        let mut ipvs = Handle::connect().await?;
+        let mut netfilter = Netfilter::connect()?;
+        let mut link = Link::connect().await?;
+        probe_scheduler(&mut ipvs, &config.scheduler).await?;
+        let mut families = vec![Family::Inet];
+        if sysctl::has_ipv6() {
+            families.push(Family::Inet6);
+        } else {
+            info!("this kernel has no IPv6, or has it switched off: IPv4 only");
+        }
+
+        for change in sysctl::ensure(config.strict_arp, families.contains(&Family::Inet6))? {
+            info!("sysctl {change}");
+        }
+        set_timeouts(&mut ipvs, config.timeouts).await?;
+        let ruleset = Ruleset {
+            masquerade_bit: config.masquerade_bit,
+            masquerade_all: config.masquerade_all,
+            local_detector: config.local_detector.clone(),
+            fully_random: true,
+        };
+        let mut supported = Vec::new();
+        for family in families {
+            match netfilter.ensure_base(family, &ruleset).await {
+                Ok(_) => supported.push(family),
+                Err(netfilter::Error::NotSupported) => warn!("this kernel has no nftables for {family}"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if supported.is_empty() {
+            return Err(Error::NoFamily);
+        }
+        link.ensure().await?;
+        Ok(Self { ipvs, netfilter, link, families: supported })
+    }
+
+    async fn read(&mut self) -> Result<Observed, Error> {
+        let mut observed = Observed {
+            families: self.families.clone(),
+            own_addresses: self.link.node_addresses().await?,
+            addresses: self.link.service_addresses().await?,
+            ..Observed::default()
+        };
+        for family in &self.families {
+            observed.elements.extend(self.netfilter.elements(*family).await?);
+        }
+        // One dump for what netlink alone says of services, one pass over /proc for all their destinations.
+        let mut destinations: HashMap<ServiceKey, Vec<Destination>> = HashMap::new();
+        for service in ipvs::proc::read()? {
+            if let Some(key) = service.service_key() {
+                destinations.insert(key, service.destinations.iter().map(destination).collect());
+            }
+        }
+        for entry in self.ipvs.services().await? {
+            if let Some(destinations) = destinations.remove(&entry.service.key) {
+                observed.servers.push((entry.service, destinations));
+            }
+        }
+        Ok(observed)
+    }
+}
+
+/// Sees whether the kernel has a scheduler, which loads its module, before anything is programmed.
+async fn probe_scheduler(ipvs: &mut Handle, scheduler: &Scheduler) -> Result<(), ipvs::Error> {
+    if ipvs.services().await?.iter().any(|entry| entry.service.scheduler == *scheduler) {
+        return Ok(());
+    }
+    let key = ServiceKey::Address { address: PROBE_ADDRESS, protocol: Protocol::Tcp, port: PROBE_PORT };
+    let probe = ipvs::Service::new(key, scheduler.clone());
+    match ipvs.execute(&Command::NewService(probe)).await {
+        // Left behind by a probe that was killed.
+        Err(error) if error.is_already_exists() => {}
+        result => result?,
+    }
+    ipvs.execute(&Command::DelService(key)).await
+}
+
+async fn set_timeouts(ipvs: &mut Handle, timeouts: Timeouts) -> Result<(), ipvs::Error> {
+    let seconds = |duration: std::time::Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+    let has = ipvs.timeouts().await?;
+    let or_kept = |wanted: std::time::Duration, has: u32| match seconds(wanted) {
+        0 => has,
+        seconds => seconds,
+    };
+    let wants = ipvs::Timeouts {
+        tcp: or_kept(timeouts.tcp, has.tcp),
+        tcp_fin: or_kept(timeouts.tcp_fin, has.tcp_fin),
+        udp: or_kept(timeouts.udp, has.udp),
+    };
+    if wants == has {
+        return Ok(());
+    }
+    ipvs.execute(&Command::SetTimeouts(wants)).await
+}
+
+fn destination(read: &ProcDestination) -> Destination {
+    Destination {
+        weight: read.weight,
+        forwarding: match read.forwarding {
+            ProcForwarding::Masquerade => Forwarding::Masquerade,
+            ProcForwarding::Local => Forwarding::Local,
+            ProcForwarding::Tunnel => Forwarding::Tunnel(TunnelType::default()),
+            ProcForwarding::DirectRoute => Forwarding::DirectRoute,
+        },
+        ..Destination::new(read.address)
+    }
+}
+
+impl Kernel for Linux {
+    async fn observe(&mut self) -> Result<Observed, Failure> {
+        self.read().await.map_err(|error| Failure::unknown(&error))
+    }
+
+    async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {
+        match operations.first().map(Operation::driver) {
+            Some(Driver::Netfilter) => {
+                let updates: Vec<_> = operations.iter().filter_map(update).collect();
+                let results = self.netfilter.update(&updates).await;
+                std::iter::zip(&updates, results).map(|(update, result)| of_netfilter(update, result)).collect()
+            }
+            Some(Driver::Ipvs) => {
+                let commands: Vec<_> = operations.iter().filter_map(command).collect();
+                let results = self.ipvs.batch(&commands).await;
+                std::iter::zip(&commands, results).map(|(command, result)| of_ipvs(command, result)).collect()
+            }
+            Some(Driver::Link) => {
+                let changes: Vec<_> = operations.iter().filter_map(address_change).collect();
+                let results = self.link.change(&changes).await;
+                std::iter::zip(&changes, results).map(|(change, result)| of_link(change, result)).collect()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    async fn connections(&mut self) -> Result<HashMap<RealServer, u64>, Failure> {
+        let services = ipvs::proc::read().map_err(|error| Failure::unknown(&error))?;
+        Ok(services.iter().flat_map(connections).collect())
+    }
+
+    async fn event(&mut self) -> Event {
+        self.link.event().await
+    }
+}
+
+fn update(operation: &Operation) -> Option<Update> {
+    match operation {
+        Operation::AddElement(element) => Some(Update::Add(*element)),
+        Operation::RemoveElement(element) => Some(Update::Remove(*element)),
+        _ => None,
+    }
+}
+
+fn command(operation: &Operation) -> Option<Command> {
+    match operation {
+        Operation::Ipvs(command) => Some(command.clone()),
+        _ => None,
+    }
+}
+
+fn address_change(operation: &Operation) -> Option<link::Change> {
+    match operation {
+        Operation::AddAddress(address) => Some(link::Change::Add(*address)),
+        Operation::RemoveAddress(address) => Some(link::Change::Remove(*address)),
+        _ => None,
+    }
+}
+
+/// What was to go and is not there is as good as gone.
+fn of_netfilter(update: &Update, result: Result<(), netfilter::Error>) -> Result<(), Failure> {
+    match (update, result) {
+        (_, Ok(())) => Ok(()),
+        (Update::Remove(_), Err(netfilter::Error::NotFound)) => Ok(()),
+        // The table, or its base, has gone or changed under us.
+        (_, Err(error @ (netfilter::Error::NotFound | netfilter::Error::Exists))) => {
+            Err(Failure::unknown(&error))
+        }
+        (_, Err(error)) if error.outcome_unknown() => Err(Failure::unknown(&error)),
+        (_, Err(error)) => Err(Failure::refused(&error)),
+    }
+}
+
+fn of_ipvs(command: &Command, result: Result<(), ipvs::Error>) -> Result<(), Failure> {
+    match (command, result) {
+        (_, Ok(())) => Ok(()),
+        (Command::DelService(_) | Command::DelDestination(..), Err(error)) if error.is_not_found() => Ok(()),
+        // Somebody else was there between our last reading and this.
+        (_, Err(error)) if error.is_not_found() || error.is_already_exists() || error.is_outcome_unknown() => {
+            Err(Failure::unknown(&error))
+        }
+        (_, Err(error)) => Err(Failure::refused(&error)),
+    }
+}
+
+fn connections(service: &ProcService) -> impl Iterator<Item = (RealServer, u64)> {
+    let key = service.service_key();
+    service.destinations.iter().filter_map(move |read| {
+        let count = u64::from(read.active_connections) + u64::from(read.inactive_connections);
+        Some(((key?, read.address), count))
+    })
+}
+
+impl Failure {
+    fn unknown(error: &dyn std::error::Error) -> Self {
+        Self { kind: FailureKind::Unknown, reason: error.to_string() }
+    }
+
+    fn refused(error: &dyn std::error::Error) -> Self {
+        Self { kind: FailureKind::Refused, reason: error.to_string() }
+    }
+}
