@@ -1,5 +1,6 @@
 //! What can go wrong in the lab, in words that say what to do.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use std::time::Duration;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A failure of the lab itself; the exit status of a command in a guest is none.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written, or a program could not be started.
@@ -59,6 +60,13 @@ pub enum Error {
         /// What QEMU itself said.
         qemu: String,
     },
+}
+
+/// The message itself: it is what a test that ends with an error prints.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// Gives an I/O error the action that failed.

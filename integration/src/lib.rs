@@ -16,6 +16,8 @@
 //! topology   a cluster of such machines: a node, its pods, a second node, a client outside
 //! traffic    servers that say who they are and whom they see, and clients that ask them
 //! kube_proxy a running kube-proxy
+//! cluster    all of these with a directory of manifests: what a test starts from
+//! manifest   short ways to write objects
 //! ```
 //!
 //! Everything that was fetched or made is kept under `target/lab`; once it is there, no network is needed.
@@ -27,11 +29,13 @@ mod process;
 mod progress;
 
 pub mod cargo;
+pub mod cluster;
 pub mod guest;
 pub mod image;
 pub mod job;
 pub mod kernel;
 pub mod kube_proxy;
+pub mod manifest;
 pub mod namespace;
 pub mod packages;
 pub mod qemu;
@@ -39,6 +43,7 @@ pub mod topology;
 pub mod traffic;
 pub mod userland;
 
+pub use cluster::Cluster;
 pub use error::{Error, Result};
 pub use guest::Guest;
 pub use lab::Lab;

@@ -62,6 +62,8 @@ pub struct Pod {
     pub ipv4: Ipv4Addr,
     /// Its IPv6 address.
     pub ipv6: Ipv6Addr,
+    /// The name of the node that it runs on.
+    pub host: String,
     // Before the namespace, which its sockets keep alive.
     _server: Server,
     /// Its network.
@@ -183,6 +185,7 @@ impl Host {
             name: name.to_owned(),
             ipv4,
             ipv6,
+            host: self.namespace.name().to_owned(),
             _server: server,
             namespace,
         })
