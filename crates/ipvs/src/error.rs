@@ -161,13 +161,14 @@ fn hint(command: &Command, errno: Errno) -> Option<&'static str> {
             Some("the weight is above 2147483647, or the lower threshold above the upper")
         }
         (Command::NewDestination(..) | Command::SetDestination(..), Errno::INVAL) => Some(
-            "the address is not a unicast one, or of another family than the service without being a tunnel, \
-             or the GUE port is 0",
+            "the address is not a unicast one, or of another family than the service (which only tunnels may be, \
+             and only while no sync daemon runs), or the GUE port is 0",
         ),
         (Command::SetTimeouts(_), Errno::INVAL) => Some("a timeout is too long"),
-        (Command::NewDaemon(_), Errno::INVAL) => {
-            Some("the interface's name is longer than 15 bytes, or the group is not a multicast address")
-        }
+        (Command::NewDaemon(_), Errno::INVAL) => Some(
+            "the interface's name is longer than 15 bytes, or the group is not a multicast address, or a \
+                 destination is of another family than its service",
+        ),
         _ => None,
     }
 }

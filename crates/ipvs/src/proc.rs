@@ -221,3 +221,102 @@ fn socket_addr(word: &str) -> Option<SocketAddr> {
 fn signed(word: &str) -> Option<u32> {
     word.parse::<i32>().ok().map(|number| number as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// From Linux 6.12.
+    const TABLE: &str = "\
+IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
+SCTP  0A000001:0050 rr  \n\
+TCP  [fd00:0000:0000:0000:0000:0000:0000:0001]:0050 rr persistent 150000 80000000
+  -> 0A010203:0050      Tunnel  3      0          0         \n\u{20} -> [fd00:0000:0000:0000:0000:0000:0000:0002]:1F90      Masq    3      1          20        \n\
+UDP  0A000001:0035 mh ops  \n\
+IP_47  0A000001:0050 rr  \n  \
+  -> 0A010005:0050      Route   1      0          0         \n\
+FWM  FFFFFFFF rr \n\
+FWM  00000005 rr persistent 7500 FFFFFF00
+  -> 0A030001:0000      Tunnel  1      0          0         \n  \
+  -> 7F000001:0000      Local   0      0          0         \n";
+
+    #[test]
+    fn a_table() {
+        let services = parse(TABLE).unwrap();
+        let at = |address: &str, protocol| ProcKey::Address(address.parse().unwrap(), protocol);
+        let keys: Vec<ProcKey> = services.iter().map(|service| service.key).collect();
+        assert_eq!(
+            keys,
+            [
+                at("10.0.0.1:80", Protocol::Sctp),
+                at("[fd00::1]:80", Protocol::Tcp),
+                at("10.0.0.1:53", Protocol::Udp),
+                ProcKey::Fwmark(u32::MAX),
+                ProcKey::Fwmark(5),
+            ]
+        );
+        let [sctp, ipv6, udp, mark, marked] = services.as_slice() else {
+            panic!("{services:?}");
+        };
+        assert_eq!(sctp.scheduler, Scheduler::ROUND_ROBIN);
+        assert!(udp.one_packet && !sctp.one_packet);
+        assert_eq!(sctp.persistence, None);
+        assert_eq!(
+            marked.persistence,
+            Some(ProcPersistence {
+                timeout_jiffies: 7500,
+                netmask: 0xffff_ff00
+            })
+        );
+        assert_eq!(
+            ipv6.destinations[1],
+            ProcDestination {
+                address: "[fd00::2]:8080".parse().unwrap(),
+                forwarding: ProcForwarding::Masquerade,
+                weight: 3,
+                active_connections: 1,
+                inactive_connections: 20,
+            }
+        );
+        assert_eq!(mark.destinations, [], "those of what is left out are too");
+    }
+
+    #[test]
+    fn the_family_of_a_mark_is_that_of_what_is_no_tunnel() {
+        let keys: Vec<_> = parse(TABLE)
+            .unwrap()
+            .iter()
+            .map(ProcService::service_key)
+            .collect();
+        let mark = |mark| ServiceKey::Fwmark {
+            family: Family::Inet,
+            mark,
+        };
+        assert_eq!(keys[3..], [None, Some(mark(5))]);
+    }
+
+    #[test]
+    fn an_error_says_where() {
+        let text = TABLE.replace("Masq", "Mask");
+        let error = parse(&text).unwrap_err().to_string();
+        let words = "cannot make sense of line 7 of /proc/thread-self/net/ip_vs: \"  -> [fd00";
+        assert!(error.starts_with(words), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        assert_eq!(parse("").unwrap(), []);
+    }
+
+    proptest! {
+        /// I8
+        #[test]
+        fn no_text_panics(text in "(?s).{0,200}|(TCP|UDP|FWM|  ->|[0-9A-F:\\[\\]]{1,12}| |\n|rr|ops|persistent|Masq){0,60}") {
+            let _ = parse(&text);
+        }
+    }
+}

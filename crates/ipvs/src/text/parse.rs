@@ -8,6 +8,9 @@ use crate::{
     ServiceFlags, ServiceKey, SyncDaemon, Timeouts, TunnelFlags, TunnelType,
 };
 
+/// The timeout of `-p` without a number, in seconds.
+const DEFAULT_PERSISTENCE: u32 = 360;
+
 /// What is wrong with a command line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -102,10 +105,13 @@ impl<'a> Words<'a> {
 
     /// The value of an option.
     fn value<T: FromStr>(&mut self, option: &str) -> Result<T, InvalidCommand> {
-        let word = self.next(&format!("a value of {option}"))?;
-        word.parse()
-            .map_err(|_| invalid(format!("{word} is not a value of {option}")))
+        value(self.next(&format!("a value of {option}"))?, option)
     }
+}
+
+fn value<T: FromStr>(word: &str, option: &str) -> Result<T, InvalidCommand> {
+    word.parse()
+        .map_err(|_| invalid(format!("{word} is not a value of {option}")))
 }
 
 fn invalid(message: String) -> InvalidCommand {
@@ -123,7 +129,11 @@ fn key(words: &mut Words<'_>) -> Result<ServiceKey, InvalidCommand> {
         "-u" => Protocol::Udp,
         "--sctp-service" => Protocol::Sctp,
         "-f" => {
-            let mark = words.value("-f")?;
+            let number: i64 = words.value("-f")?;
+            // ipvsadm prints marks from 2^31 on as negative numbers.
+            let mark = u32::try_from(number)
+                .or_else(|_| i32::try_from(number).map(i32::cast_unsigned))
+                .map_err(|_| invalid(format!("{number} is not a mark")))?;
             let family = match words.0.next_if_eq(&"-6") {
                 Some(_) => Family::Inet6,
                 None => Family::Inet,
@@ -142,7 +152,10 @@ fn service(words: &mut Words<'_>) -> Result<Service, InvalidCommand> {
             "-s" => service.scheduler = words.value(option)?,
             "-p" => {
                 service.flags |= ServiceFlags::PERSISTENT;
-                service.timeout = words.value(option)?;
+                service.timeout = match words.0.next_if(|word| !word.starts_with('-')) {
+                    Some(word) => value(word, option)?,
+                    None => DEFAULT_PERSISTENCE,
+                };
             }
             "-M" => {
                 service.netmask = match service.key.family() {
@@ -260,4 +273,109 @@ fn daemon(words: &mut Words<'_>) -> Result<SyncDaemon, InvalidCommand> {
         }
     }
     Ok(daemon)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::any_command;
+
+    /// The command as far as `ipvsadm`'s options can say it.
+    fn sayable(mut command: Command) -> Option<Command> {
+        match &mut command {
+            Command::NewService(service) | Command::SetService(service) => {
+                if !service.flags.contains(ServiceFlags::PERSISTENT) {
+                    service.timeout = 0;
+                    service.netmask = Netmask::host(service.key.family());
+                }
+                // These two have names for two flags only.
+                if matches!(service.scheduler.as_str(), "sh" | "mh") {
+                    service.flags = service.flags.without(ServiceFlags::SCHED_3);
+                }
+            }
+            Command::NewDestination(_, destination) | Command::SetDestination(_, destination) => {
+                match destination.forwarding {
+                    Forwarding::Bypass
+                    | Forwarding::Unassigned(_)
+                    | Forwarding::Tunnel(TunnelType::Other { .. }) => return None,
+                    Forwarding::Local => destination.forwarding = Forwarding::DirectRoute,
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+        Some(command)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read(command in any_command().prop_filter_map("no options", sayable)) {
+            prop_assert_eq!(command.to_string().parse(), Ok(command));
+        }
+
+        /// I8
+        #[test]
+        fn no_text_panics(text: String) {
+            let _ = parse(&text);
+        }
+
+        /// I8
+        #[test]
+        fn no_words_panic(words in proptest::collection::vec(
+            "-[AEDaedZCtufspMmgiwxyrob6]|--[a-z-]{1,16}|[0-9.:]{1,12}|[a-z]{1,8}", 0..12,
+        )) {
+            let _ = parse(&words.join(" "));
+        }
+    }
+
+    fn error(line: &str) -> String {
+        line.parse::<Command>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_error_says_what_and_where() {
+        for (line, message) in [
+            ("-A", "a service is missing"),
+            ("-A -t 10.0.0.1", "10.0.0.1 is not a value of -t"),
+            ("-A -t 10.0.0.1:80 -s", "a value of -s is missing"),
+            ("-A -t 10.0.0.1:80 -w 1", "-w does not belong here"),
+            ("-A -f 4294967296", "4294967296 is not a mark"),
+            (
+                "-A -t 10.0.0.1:80 -s rr -b mh-port",
+                "mh-port is not a flag of the scheduler rr",
+            ),
+            ("-a -t 10.0.0.1:80 -m", "-m stands where -r should"),
+            (
+                "-a -t 10.0.0.1:80 -r 10.1.0.1:80 -m --tun-csum",
+                "a tunnel's options without -i",
+            ),
+            (
+                "-a -t 10.0.0.1:80 -r 10.1.0.1:80 -i --tun-type gue",
+                "--tun-port is missing",
+            ),
+            ("-C now", "now does not belong here"),
+            ("-L", "-L is not a command"),
+        ] {
+            assert_eq!(error(line), message, "{line}");
+        }
+        let text = "# made by hand\n\n-A -t 10.0.0.1:80\n-A -t 10.0.0.1:port\n";
+        assert_eq!(
+            parse(text).unwrap_err().to_string(),
+            "line 4: 10.0.0.1:port is not a value of -t"
+        );
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_in_ipvsadm() {
+        let at = |line: &str| line.parse::<Command>().unwrap().to_string();
+        assert_eq!(at("-A -t 10.0.0.1:80 -p"), "-A -t 10.0.0.1:80 -s wlc -p 360");
+        assert_eq!(at("-A -t 10.0.0.1:80 -p -s rr"), "-A -t 10.0.0.1:80 -s rr -p 360");
+        assert_eq!(
+            at("-a -t 10.0.0.1:80 -r 10.1.0.1"),
+            "-a -t 10.0.0.1:80 -r 10.1.0.1:80 -g -w 1"
+        );
+        assert_eq!(at("-D -f -1"), "-D -f 4294967295");
+    }
 }

@@ -174,9 +174,9 @@ impl Service {
 fn destination_key(address: IpAddr, port: u16) -> Vec<DestinationAttr> {
     let mut attributes = Vec::with_capacity(10);
     attributes.extend([
+        DestinationAttr::Family(Family::of(address).number()),
         DestinationAttr::Address(address_bytes(address)),
         DestinationAttr::Port(port),
-        DestinationAttr::Family(Family::of(address).number()),
     ]);
     attributes
 }
@@ -187,8 +187,6 @@ impl Destination {
         attributes.extend([
             DestinationAttr::FwdMethod(self.forwarding.number()),
             DestinationAttr::Weight(self.weight),
-            DestinationAttr::UpperThreshold(self.upper_threshold),
-            DestinationAttr::LowerThreshold(self.lower_threshold),
         ]);
         if let Forwarding::Tunnel(tunnel) = self.forwarding {
             let (number, port, flags) = tunnel.to_parts();
@@ -198,6 +196,10 @@ impl Destination {
                 DestinationAttr::TunFlags(flags.bits()),
             ]);
         }
+        attributes.extend([
+            DestinationAttr::UpperThreshold(self.upper_threshold),
+            DestinationAttr::LowerThreshold(self.lower_threshold),
+        ]);
         attributes
     }
 }

@@ -9,6 +9,8 @@ mod daemon;
 mod destination;
 mod service;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, ErrorContext, NLA_F_NESTED, Nla, NlaBuffer, NlasIterator, Parseable,
