@@ -29,6 +29,14 @@ pub enum Error {
         /// The end of what it said.
         output: String,
     },
+    /// The API server refused something, or what was meant for it could not be read.
+    #[error("{action}: {source}")]
+    Api {
+        /// What was attempted.
+        action: String,
+        /// The reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Something is needed that cannot be had here; the text says what would help.
     #[error("{0}")]
     Unavailable(String),

@@ -7,6 +7,9 @@
 //! image      both as an initramfs, and a second archive with the files of one run
 //! qemu       one boot: consoles, deadline, accelerator
 //! guest      the run of one command: what callers use
+//! go         upstream's programs, built from their modules
+//! apiserver  a kube-apiserver with its etcd, on the host
+//! api        its objects, applied and deleted as YAML
 //! ```
 //!
 //! In the guest, or wherever else there is IPVS and privilege, the tests find:
@@ -23,13 +26,17 @@
 //! Everything that was fetched or made is kept under `target/lab`; once it is there, no network is needed.
 
 mod cpio;
+mod daemon;
 mod error;
 mod lab;
 mod process;
 mod progress;
 
+pub mod api;
+pub mod apiserver;
 pub mod cargo;
 pub mod cluster;
+pub mod go;
 pub mod guest;
 pub mod image;
 pub mod job;
@@ -43,6 +50,7 @@ pub mod topology;
 pub mod traffic;
 pub mod userland;
 
+pub use apiserver::ApiServer;
 pub use cluster::Cluster;
 pub use error::{Error, Result};
 pub use guest::Guest;

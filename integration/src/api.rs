@@ -1,0 +1,148 @@
+//! What the tests do with an API server: apply and delete objects that are given as YAML.
+
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use serde_json::json;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::error::{Context, Error, Result};
+
+/// A client of one API server. Its calls block.
+pub struct Client {
+    runtime: Runtime,
+    client: kube::Client,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client of the server that a kubeconfig describes.
+    ///
+    /// # Errors
+    /// The kubeconfig cannot be used.
+    pub fn new(kubeconfig: &str) -> Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context(|| "start a client".into())?;
+        let client = runtime.block_on(async {
+            let kubeconfig = Kubeconfig::from_yaml(kubeconfig).api("read a kubeconfig")?;
+            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+            kube::Client::try_from(config.api("read a kubeconfig")?).api("read a kubeconfig")
+        })?;
+        Ok(Self { runtime, client })
+    }
+
+    /// Creates or changes the objects of a YAML text, so that they are as it says. A `status` is merged into the
+    /// object's own, as the controllers of a whole cluster would set it.
+    ///
+    /// # Errors
+    /// The text does not parse, or the server refuses an object; those before it are applied.
+    pub fn apply(&self, yaml: &str) -> Result<()> {
+        let parameters = PatchParams::apply("lab").force();
+        for mut object in objects(yaml)? {
+            let (api, name) = self.named(&object)?;
+            let status = object.data.as_object_mut().and_then(|data| data.remove("status"));
+            let applied = self.runtime.block_on(async {
+                api.patch(&name, &parameters, &Patch::Apply(&object)).await?;
+                if let Some(status) = status {
+                    let patch = Patch::Merge(json!({ "status": status }));
+                    api.patch_status(&name, &PatchParams::default(), &patch).await?;
+                }
+                Ok::<_, kube::Error>(())
+            });
+            applied.api(format!("apply {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the objects of a YAML text, of which only the kinds and the names matter here.
+    ///
+    /// # Errors
+    /// The text does not parse, or the server has no such object.
+    pub fn delete(&self, yaml: &str) -> Result<()> {
+        for object in objects(yaml)? {
+            let (api, name) = self.named(&object)?;
+            let deleted = self.runtime.block_on(api.delete(&name, &DeleteParams::default()));
+            deleted.api(format!("delete {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// Some part of the server is not ready, or it has not made its own Service yet.
+    pub(crate) fn ready(&self) -> Result<()> {
+        let ready = http::Request::get("/readyz")
+            .body(Vec::new())
+            .api("ask for readiness")?;
+        self.runtime
+            .block_on(self.client.request_text(ready))
+            .api("ask for readiness")?;
+        for own in objects("{apiVersion: v1, kind: Service, metadata: {name: kubernetes}}")? {
+            let (api, name) = self.named(&own)?;
+            self.runtime
+                .block_on(api.get(&name))
+                .api("find the server's own Service")?;
+        }
+        Ok(())
+    }
+
+    /// The place of an object in the API, and its name there.
+    fn named(&self, object: &DynamicObject) -> Result<(Api<DynamicObject>, String)> {
+        let kind = object.types.as_ref().ok_or("no kind").api("read an object")?;
+        let kind = GroupVersionKind::try_from(kind).api("read an object")?;
+        let name = object
+            .metadata
+            .name
+            .clone()
+            .ok_or("no name")
+            .api("read an object")?;
+        let resource = ApiResource::from_gvk(&kind);
+        let client = self.client.clone();
+        let api = match (kind.kind.as_str(), &object.metadata.namespace) {
+            ("Node" | "Namespace", _) => Api::all_with(client, &resource),
+            (_, Some(namespace)) => Api::namespaced_with(client, namespace, &resource),
+            (_, None) => Api::namespaced_with(client, "default", &resource),
+        };
+        Ok((api, name))
+    }
+}
+
+/// The objects of a YAML text with one document or more.
+fn objects(yaml: &str) -> Result<Vec<DynamicObject>> {
+    serde_saphyr::from_multiple(yaml).api("read objects")
+}
+
+/// Gives an error of the API or of its objects the action that failed.
+trait Explain<T> {
+    fn api(self, action: impl Into<String>) -> Result<T>;
+}
+
+impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> Explain<T> for std::result::Result<T, E> {
+    fn api(self, action: impl Into<String>) -> Result<T> {
+        self.map_err(|source| Error::Api {
+            action: action.into(),
+            source: source.into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_read_one_by_one() {
+        let two = "kind: Service\napiVersion: v1\nmetadata: {name: a}\n---\nkind: Node\napiVersion: v1\nmetadata: {name: b}\n";
+        let names: Vec<_> = objects(two)
+            .unwrap()
+            .into_iter()
+            .map(|object| object.metadata.name)
+            .collect();
+        assert_eq!(names, [Some("a".into()), Some("b".into())]);
+        assert!(objects("kind: [").is_err());
+    }
+}
