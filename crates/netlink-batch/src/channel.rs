@@ -62,10 +62,14 @@ impl Channel {
         })
     }
 
-    /// Has dumps filtered and checked strictly.
-    pub(crate) fn set_strict_check(&self) -> Result<(), Error> {
-        let set = self.fd.get_ref().set_netlink_get_strict_chk(true);
-        set.map_err(|error| Error::Open(errno(&error)))
+    /// The port that the kernel has given to the socket.
+    pub(crate) fn port(&self) -> Result<u32, Error> {
+        let mut address = netlink_sys::SocketAddr::new(0, 0);
+        self.fd
+            .get_ref()
+            .get_address(&mut address)
+            .map_err(|error| Error::Open(errno(&error)))?;
+        Ok(address.port_number())
     }
 
     /// The largest datagram that can be sent, in bytes.
@@ -157,6 +161,8 @@ fn errno(error: &std::io::Error) -> Errno {
 #[derive(Debug)]
 pub struct Notifications {
     channel: Channel,
+    /// Changes that this socket made are not told.
+    ignored_port: Option<u32>,
 }
 
 impl Notifications {
@@ -165,6 +171,10 @@ impl Notifications {
     /// # Errors
     ///
     /// [`Error::Open`] if the kernel lacks the protocol or a group.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     pub fn subscribe(protocol: isize, groups: &[u32]) -> Result<Self, Error> {
         let channel = Channel::open(protocol)?;
         for group in groups {
@@ -174,25 +184,49 @@ impl Notifications {
                 .add_membership(*group)
                 .map_err(|error| Error::Open(errno(&error)))?;
         }
-        Ok(Self { channel })
+        Ok(Self {
+            channel,
+            ignored_port: None,
+        })
     }
 
-    /// Waits for the next notifications. Nothing is lost when the future is dropped.
+    /// Leaves out from now on what is done through the socket with this [port](crate::Socket::port).
+    pub fn ignore(&mut self, port: u32) {
+        self.ignored_port = Some(port);
+    }
+
+    /// Waits for the next notifications; they may be none, if all were to be ignored. Nothing is lost when the
+    /// future is dropped.
     ///
     /// # Errors
     ///
     /// [`Error::Overrun`] if the kernel had more to tell than the receive buffer takes, and other errors where what
     /// it told cannot be read. After any of them the caller has missed something and has to dump.
     pub async fn next<T: NetlinkDeserializable>(&mut self) -> Result<Vec<T>, Error> {
-        let mut notifications = Vec::new();
-        for answer in wire::answers(self.channel.receive().await?) {
-            let answer = answer?;
-            match answer.kind {
-                Kind::Payload(payload) => notifications.push(wire::payload(&answer.header, payload)?),
-                Kind::Overrun => return Err(Error::Overrun),
-                Kind::Ack | Kind::Error(_) | Kind::Done | Kind::Noop => {}
-            }
-        }
-        Ok(notifications)
+        read(self.channel.receive().await?, self.ignored_port)
     }
+
+    /// The next notifications, if there are any now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Notifications::next`].
+    pub fn try_next<T: NetlinkDeserializable>(&mut self) -> Option<Result<Vec<T>, Error>> {
+        let queued = self.channel.receive_queued()?;
+        Some(queued.and_then(|datagram| read(datagram, self.ignored_port)))
+    }
+}
+
+fn read<T: NetlinkDeserializable>(datagram: &[u8], ignored_port: Option<u32>) -> Result<Vec<T>, Error> {
+    let mut notifications = Vec::new();
+    for answer in wire::answers(datagram) {
+        let answer = answer?;
+        match answer.kind {
+            Kind::Payload(_) if Some(answer.header.port_number) == ignored_port => {}
+            Kind::Payload(payload) => notifications.push(wire::payload(&answer.header, payload)?),
+            Kind::Overrun => return Err(Error::Overrun),
+            Kind::Ack | Kind::Error(_) | Kind::Done | Kind::Noop => {}
+        }
+    }
+    Ok(notifications)
 }

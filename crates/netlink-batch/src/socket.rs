@@ -52,14 +52,13 @@ impl Socket {
         })
     }
 
-    /// Has the kernel check strictly, and filter by, what is asked for in a dump (`NETLINK_GET_STRICT_CHK`, Linux
-    /// 4.20). Of the protocols, only `NETLINK_ROUTE` heeds it.
+    /// The socket's port, by which the kernel's notifications name who made a change.
     ///
     /// # Errors
     ///
-    /// [`Error::Open`] if the kernel is older.
-    pub fn set_strict_check(&mut self) -> Result<(), Error> {
-        self.channel.set_strict_check()
+    /// [`Error::Open`], which the kernel gives no cause for.
+    pub fn port(&self) -> Result<u32, Error> {
+        self.channel.port()
     }
 
     /// Executes independent messages in order, and returns one result for each, in order. A message that fails

@@ -186,6 +186,23 @@ fn notifications_tell_what_was_done() {
                 .contains(&AddressAttribute::Local(nth(1).into()))
         );
 
+        // Not what is done through the socket that is to be ignored.
+        notifications.ignore(socket.port().unwrap());
+        socket.batch([new_address(nth(2), LOOPBACK)]).await;
+        let mut other = Socket::connect(NETLINK_ROUTE).unwrap();
+        other.batch([new_address(nth(3), LOOPBACK)]).await;
+        assert_eq!(notifications.try_next::<RouteNetlinkMessage>(), Some(Ok(vec![])));
+        let told = notifications.try_next::<RouteNetlinkMessage>().unwrap().unwrap();
+        let [RouteNetlinkMessage::NewAddress(address)] = &told[..] else {
+            panic!("{told:?}")
+        };
+        assert!(
+            address
+                .attributes
+                .contains(&AddressAttribute::Local(nth(3).into()))
+        );
+        assert_eq!(notifications.try_next::<RouteNetlinkMessage>(), None);
+
         // More than the receive buffer takes, unread.
         socket
             .batch((10..15_000).map(|n| new_address(nth(n), LOOPBACK)))

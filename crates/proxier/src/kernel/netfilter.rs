@@ -32,7 +32,7 @@ mod tests;
 use std::{fmt, net::IpAddr, time::Duration};
 
 use ipvs::{Family, Protocol};
-use netlink_batch::{Errno, Error as NetlinkError, Socket, TransactionError};
+use netlink_batch::{Errno, Error as NetlinkError, Notifications, Socket, TransactionError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem,
@@ -49,6 +49,9 @@ pub use self::ruleset::Ruleset;
 /// The name of our tables. kube-proxy's nftables mode has tables of this name too, and its other modes delete
 /// them when they start, so that a node that goes back to kube-proxy is left clean.
 const TABLE: &str = "kube-proxy";
+
+/// The multicast group of changes to nftables.
+const NFNLGRP_NFTABLES: u32 = 7;
 
 const SERVICES: &str = "services";
 const SERVICE_ADDRESSES: &str = "service-addresses";
@@ -169,25 +172,12 @@ impl fmt::Display for Element {
                 port,
                 treatment,
             } => {
-                write!(
-                    f,
-                    "{address} . {} . {port} : {treatment}",
-                    protocol_name(*protocol)
-                )?;
+                write!(f, "{address} . {protocol} . {port} : {treatment}")?;
             }
             Self::ServiceAddress(address) => address.fmt(f)?,
             Self::Hairpin(address) => write!(f, "{address} . {address}")?,
         }
         f.write_str(" }")
-    }
-}
-
-/// The name of a protocol as nft has it.
-fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
     }
 }
 
@@ -266,18 +256,20 @@ impl From<TransactionError> for Error {
 #[derive(Debug)]
 pub struct Netfilter {
     socket: Socket,
+    notifications: Notifications,
 }
 
 impl Netfilter {
-    /// Opens a netlink socket; the kernel loads nf_tables when it is used.
+    /// Opens netlink sockets; the kernel loads nf_tables when it is used.
     ///
     /// # Errors
     ///
     /// [`Error::NotSupported`] if the kernel has no netfilter.
     pub fn connect() -> Result<Self, Error> {
-        Ok(Self {
-            socket: Socket::connect(NETLINK_NETFILTER)?,
-        })
+        let socket = Socket::connect(NETLINK_NETFILTER)?;
+        let mut notifications = Notifications::subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
+        notifications.ignore(socket.port()?);
+        Ok(Self { socket, notifications })
     }
 
     /// Makes the table of a family, its sets, chains and rules, unless they are there as `ruleset` wants them;
@@ -377,6 +369,18 @@ impl Netfilter {
                         .for_each(|index| fail(Some(index), error.clone().into()));
                     return results;
                 }
+            }
+        }
+    }
+
+    /// Waits until something in our tables, of either family, may have been changed by others (I7). Nothing is lost
+    /// when the future is dropped.
+    pub async fn changed(&mut self) {
+        loop {
+            match self.notifications.next::<listing::Message>().await {
+                Ok(told) if !told.iter().any(|message| listing::is_of_table(message, TABLE)) => {}
+                // After an error something was missed.
+                Ok(_) | Err(_) => return,
             }
         }
     }

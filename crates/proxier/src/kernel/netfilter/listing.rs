@@ -94,6 +94,15 @@ fn request(message_type: u16, family: Family, names: &[(u16, &str)]) -> NetlinkM
     NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message))
 }
 
+/// Whether a notification is about a table or something in it.
+pub(super) fn is_of_table(message: &Message, table: &str) -> bool {
+    /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, and so on: the number is the same in each kind of message.
+    const NFTA_TABLE: u16 = 1;
+    message.message_type >> 8 == NFNL_SUBSYS_NFTABLES
+        && find(&message.attributes, NFTA_TABLE)
+            .is_some_and(|name| name.strip_suffix(&[0]) == Some(table.as_bytes()))
+}
+
 /// The chain and the comment of a rule; empty where it has none.
 pub(super) fn read_rule(message: &Message) -> (String, String) {
     const NFTA_RULE_CHAIN: u16 = 2;

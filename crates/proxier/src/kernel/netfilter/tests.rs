@@ -305,3 +305,25 @@ fn tens_of_thousands_of_elements_change_at_once() {
         assert_eq!(netfilter.elements(Family::Inet).await, Ok(vec![]));
     });
 }
+
+/// I7
+#[test]
+#[ignore = "needs root and nf_tables: run by cargo xtask test"]
+fn only_the_changes_of_others_to_our_tables_are_told() {
+    in_new_netns(async |mut netfilter| {
+        let soon = std::time::Duration::from_millis(200);
+        let mut other = Netfilter::connect().unwrap();
+        netfilter.ensure_base(Family::Inet, &ruleset()).await.unwrap();
+        let hairpin = Update::Add(Element::Hairpin("10.244.0.5".parse().unwrap()));
+        assert_eq!(netfilter.update(&[hairpin]).await, [Ok(())]);
+        let table = TableMessage {
+            attributes: vec![TableAttribute::Name("foreign".to_owned())],
+        };
+        let foreign = message(Family::Inet, NfTablesMessage::NewTable(table), NLM_F_CREATE);
+        other.transaction([foreign]).await.unwrap();
+        assert!(tokio::time::timeout(soon, netfilter.changed()).await.is_err());
+
+        other.delete_tables().await.unwrap();
+        assert!(tokio::time::timeout(soon, netfilter.changed()).await.is_ok());
+    });
+}

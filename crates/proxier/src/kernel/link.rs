@@ -1,0 +1,408 @@
+//! kube-ipvs0, the dummy link that holds the addresses of virtual servers, and the addresses of the node.
+//!
+//! The kernel delivers locally, and so hands to IPVS, only what is sent to an address of its own. The link never
+//! comes up and answers no ARP. Its name and its state are those that kube-proxy gives it: routing daemons and
+//! network plugins know it by them (D7).
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::VecDeque, fmt, net::IpAddr};
+
+use netlink_batch::{Errno, Error as NetlinkError, Notifications, Socket};
+use netlink_packet_core::{
+    DecodeError, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage,
+};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+/// The name of the link.
+pub const SERVICE_LINK: &str = "kube-ipvs0";
+
+const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV4_IFADDR: u32 = 5;
+const RTNLGRP_IPV6_IFADDR: u32 = 9;
+
+/// Notifications are read between sends of as many addresses, so that they do not overrun.
+const CHUNK: usize = 1000;
+
+/// A change of the link's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// The address is to be there, as /32 or /128. It may be already.
+    Add(IpAddr),
+    /// The address, which must be there, is to go.
+    Remove(IpAddr),
+}
+
+/// As `ip` takes it: `ip address add 10.96.0.10/32 dev kube-ipvs0`.
+impl fmt::Display for Update {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (verb, address) = match self {
+            Self::Add(address) => ("add", address),
+            Self::Remove(address) => ("delete", address),
+        };
+        write!(
+            f,
+            "ip address {verb} {address}/{} dev {SERVICE_LINK}",
+            host_prefix(*address)
+        )
+    }
+}
+
+/// The addresses in our network namespace, each once and sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Those on kube-ipvs0.
+    pub service: Vec<IpAddr>,
+    /// Those on all other links that others can reach: without 127.0.0.0/8, ::1 and IPv6 link-local ones (D3). An
+    /// address may be among both (C5).
+    pub node: Vec<IpAddr>,
+}
+
+/// Something that others did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An address of the node came or went: read them again (D1).
+    NodeAddressesChanged,
+    /// An address came to kube-ipvs0 or left it (D8, D10).
+    ServiceAddress {
+        /// The address.
+        address: IpAddr,
+        /// Whether it is there now.
+        present: bool,
+    },
+    /// kube-ipvs0 is gone, with all its addresses.
+    ServiceLinkGone,
+    /// Notifications were lost, and anything may have happened.
+    Missed,
+}
+
+/// Why the link or its addresses could not be read or changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `EPERM`
+    #[error("changing links and addresses needs the capability CAP_NET_ADMIN")]
+    NotPermitted,
+    /// `EOPNOTSUPP`
+    #[error("the kernel has no dummy links: load the module dummy")]
+    NotSupported,
+    /// `ENODEV`
+    #[error("there is no link {SERVICE_LINK}")]
+    NoLink,
+    /// `EADDRNOTAVAIL`
+    #[error("there is no such address on {SERVICE_LINK}")]
+    NotFound,
+    /// `EACCES`, `EAFNOSUPPORT`
+    #[error("IPv6 is disabled: see the sysctl net.ipv6.conf.all.disable_ipv6")]
+    Ipv6Disabled,
+    /// Anything else.
+    #[error("rtnetlink: {0}")]
+    Netlink(NetlinkError),
+}
+
+impl Error {
+    /// Whether the kernel may or may not have done what it was asked for.
+    pub fn outcome_unknown(&self) -> bool {
+        matches!(self, Self::Netlink(error) if error.outcome_unknown())
+    }
+}
+
+impl From<NetlinkError> for Error {
+    fn from(error: NetlinkError) -> Self {
+        match error.errno() {
+            Some(Errno::PERM) => Self::NotPermitted,
+            Some(Errno::OPNOTSUPP) => Self::NotSupported,
+            Some(Errno::NODEV) => Self::NoLink,
+            Some(Errno::ADDRNOTAVAIL) => Self::NotFound,
+            Some(Errno::ACCESS | Errno::AFNOSUPPORT) => Self::Ipv6Disabled,
+            _ => Self::Netlink(error),
+        }
+    }
+}
+
+/// The links and addresses of the network namespace that we run in.
+#[derive(Debug)]
+pub struct Link {
+    socket: Socket,
+    notifications: Notifications,
+    events: VecDeque<Event>,
+    /// The index of kube-ipvs0, as last seen.
+    index: Option<u32>,
+}
+
+impl Link {
+    /// Opens netlink sockets. Events are told from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Netlink`] if that fails.
+    pub fn connect() -> Result<Self, Error> {
+        let socket = Socket::connect(NETLINK_ROUTE)?;
+        let groups = [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR];
+        let mut notifications = Notifications::subscribe(NETLINK_ROUTE, &groups)?;
+        notifications.ignore(socket.port()?);
+        Ok(Self {
+            socket,
+            notifications,
+            events: VecDeque::new(),
+            index: None,
+        })
+    }
+
+    /// Makes kube-ipvs0, unless it is there; returns whether it had to be made. One that is there is left as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSupported`] if the kernel has no dummy links.
+    pub async fn ensure(&mut self) -> Result<bool, Error> {
+        if self.find().await?.is_some() {
+            return Ok(false);
+        }
+        // A new dummy link is down and NOARP.
+        let mut link = named_link();
+        link.attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]));
+        let mut create = NetlinkMessage::from(RouteNetlinkMessage::NewLink(link));
+        create.header.flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.socket.request(create).await?;
+        self.find().await?.map(|_| true).ok_or(Error::NoLink)
+    }
+
+    /// Deletes kube-ipvs0, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotPermitted`]
+    pub async fn delete(&mut self) -> Result<(), Error> {
+        self.index = None;
+        match self
+            .socket
+            .request(RouteNetlinkMessage::DelLink(named_link()).into())
+            .await
+        {
+            Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
+            outcome => Ok(outcome.map(drop)?),
+        }
+    }
+
+    /// Lists all addresses.
+    ///
+    /// # Errors
+    ///
+    /// Any error: what is returned is never a part (I3).
+    pub async fn addresses(&mut self) -> Result<Addresses, Error> {
+        let service_link = self.find().await?;
+        let listed = self
+            .socket
+            .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()).into())
+            .await?;
+        let mut addresses = Addresses::default();
+        for message in listed {
+            let RouteNetlinkMessage::NewAddress(message) = message else {
+                continue;
+            };
+            let Some(address) = local_address(&message) else {
+                continue;
+            };
+            if Some(message.header.index) == service_link {
+                addresses.service.push(address);
+            } else if is_reachable(address) {
+                addresses.node.push(address);
+            }
+        }
+        for list in [&mut addresses.service, &mut addresses.node] {
+            list.sort();
+            list.dedup();
+        }
+        Ok(addresses)
+    }
+
+    /// Changes the addresses on kube-ipvs0, in order. Returns a result for each.
+    pub async fn update(&mut self, updates: &[Update]) -> Vec<Result<(), Error>> {
+        let Some(index) = self.index else {
+            return vec![Err(Error::NoLink); updates.len()];
+        };
+        let mut results = Vec::with_capacity(updates.len());
+        for chunk in updates.chunks(CHUNK) {
+            let messages = chunk.iter().map(|update| update_message(*update, index));
+            let outcomes = self.socket.batch(messages).await;
+            results.extend(outcomes.into_iter().map(|outcome| outcome.map_err(Error::from)));
+            while let Some(told) = self.notifications.try_next() {
+                self.take_note(told);
+            }
+        }
+        results
+    }
+
+    /// Waits for the next event. Nothing is lost when the future is dropped. What we did ourselves is not told.
+    pub async fn event(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            let told = self.notifications.next().await;
+            self.take_note(told);
+        }
+    }
+
+    fn take_note(&mut self, told: Result<Vec<Notification>, NetlinkError>) {
+        let Ok(notifications) = told else {
+            // Whoever hears of it reads everything again: that includes what is still queued.
+            self.events.clear();
+            self.events.push_back(Event::Missed);
+            return;
+        };
+        for notification in notifications {
+            let event = match notification {
+                Notification::Address {
+                    link,
+                    address,
+                    present,
+                } if Some(link) == self.index => Event::ServiceAddress { address, present },
+                Notification::Address { address, .. } if is_reachable(address) => Event::NodeAddressesChanged,
+                Notification::LinkGone(link) if Some(link) == self.index => {
+                    self.index = None;
+                    Event::ServiceLinkGone
+                }
+                Notification::Address { .. } | Notification::LinkGone(_) | Notification::Other => continue,
+            };
+            if self.events.back() != Some(&event) {
+                self.events.push_back(event);
+            }
+        }
+    }
+
+    /// Looks kube-ipvs0 up by its name: others may have made it anew.
+    async fn find(&mut self) -> Result<Option<u32>, Error> {
+        self.index = match self
+            .socket
+            .request(RouteNetlinkMessage::GetLink(named_link()).into())
+            .await
+        {
+            Err(error) if error.errno() == Some(Errno::NODEV) => None,
+            replies => replies?.into_iter().find_map(|reply| match reply {
+                RouteNetlinkMessage::NewLink(link) => Some(link.header.index),
+                _ => None,
+            }),
+        };
+        Ok(self.index)
+    }
+}
+
+/// A notification of rtnetlink, as far as it matters. Those of links are not decoded further: they come often, and
+/// new kernels put new things into them.
+#[derive(Debug, PartialEq, Eq)]
+enum Notification {
+    Address {
+        link: u32,
+        address: IpAddr,
+        present: bool,
+    },
+    LinkGone(u32),
+    Other,
+}
+
+impl NetlinkDeserializable for Notification {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        const RTM_DELLINK: u16 = 17;
+        const RTM_NEWADDR: u16 = 20;
+        const RTM_DELADDR: u16 = 21;
+        const AF_UNSPEC: u8 = 0;
+        match (header.message_type, payload) {
+            // struct ifinfomsg. A link that leaves a bridge is told of with family AF_BRIDGE.
+            (RTM_DELLINK, &[AF_UNSPEC, _, _, _, a, b, c, d, ..]) => {
+                Ok(Self::LinkGone(u32::from_ne_bytes([a, b, c, d])))
+            }
+            (RTM_NEWADDR | RTM_DELADDR, _) => {
+                let (message, present) = match RouteNetlinkMessage::deserialize(header, payload)? {
+                    RouteNetlinkMessage::NewAddress(message) => (message, true),
+                    RouteNetlinkMessage::DelAddress(message) => (message, false),
+                    _ => return Ok(Self::Other),
+                };
+                let link = message.header.index;
+                let address = local_address(&message);
+                Ok(address.map_or(Self::Other, |address| Self::Address {
+                    link,
+                    address,
+                    present,
+                }))
+            }
+            _ => Ok(Self::Other),
+        }
+    }
+}
+
+fn named_link() -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message
+        .attributes
+        .push(LinkAttribute::IfName(SERVICE_LINK.to_owned()));
+    message
+}
+
+fn update_message(update: Update, link: u32) -> NetlinkMessage<RouteNetlinkMessage> {
+    let (Update::Add(address) | Update::Remove(address)) = update;
+    let mut message = AddressMessage::default();
+    message.header.index = link;
+    message.header.prefix_len = host_prefix(address);
+    message.header.family = match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    if address.is_ipv6() {
+        // The same address is on every node: duplicate address detection would take it away (D5).
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
+    match update {
+        Update::Add(_) => {
+            let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewAddress(message));
+            message.header.flags = NLM_F_CREATE | NLM_F_REPLACE;
+            message
+        }
+        Update::Remove(_) => RouteNetlinkMessage::DelAddress(message).into(),
+    }
+}
+
+const fn host_prefix(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+/// The node's end of an address: `IFA_ADDRESS` is the peer's where there is an `IFA_LOCAL`.
+fn local_address(message: &AddressMessage) -> Option<IpAddr> {
+    let attributes = &message.attributes;
+    let local = attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = || {
+        attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    };
+    local.or_else(address)
+}
+
+/// Whether others can reach the node by an address of this kind.
+fn is_reachable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_loopback(),
+        IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+    }
+}
