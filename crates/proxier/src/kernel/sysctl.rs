@@ -1,161 +1,193 @@
-//! The kernel settings that Services depend on.
+//! The kernel settings that Services depend on: read, compared, and written only where they differ, so that a
+//! read-only `/proc/sys` is good enough when the values are right already (F5).
 
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
 };
 
-use tracing::warn;
+const ROOT: &str = "/proc/sys";
 
-/// A setting under `/proc/sys`, and the value that it must have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Setting {
-    /// The name, with dots.
+/// A kernel setting and the value that it is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sysctl {
+    /// Its name, with dots.
     pub name: &'static str,
     /// The value.
-    pub value: &'static str,
-    /// Whether Services work without it.
-    pub optional: bool,
+    pub value: u32,
+    /// Whether nothing works without it. Some kernels lack one that is not required.
+    pub required: bool,
 }
 
-/// As `sysctl -w` takes it.
-impl fmt::Display for Setting {
+/// A setting that was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its name, with dots.
+    pub name: &'static str,
+    /// The value before.
+    pub from: String,
+    /// The value now.
+    pub to: u32,
+}
+
+impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.name, self.value)
+        write!(f, "{} = {} (was {})", self.name, self.to, self.from)
     }
 }
 
-/// A setting cannot be made.
+/// Why a setting is not as it has to be.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot set {setting}: {source}; set it on the node (sysctl -w {setting}) or make /proc/sys writable")]
-pub struct Error {
-    setting: Setting,
-    source: io::Error,
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel does not have it.
+    #[error("the kernel has no sysctl {0} (those of net.ipv4.vs need ip_vs; conntrack, CONFIG_IP_VS_NFCT)")]
+    Missing(&'static str),
+    /// It cannot be read.
+    #[error("cannot read the sysctl {name}: {source}")]
+    Read {
+        /// Its name, with dots.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// It has another value and cannot be written, as in a container without privilege.
+    #[error("cannot set the sysctl {name}: {source}; run \"sysctl -w {name}={value}\" on the node")]
+    Write {
+        /// Its name, with dots.
+        name: &'static str,
+        /// The value that it is to have.
+        value: u32,
+        /// Why.
+        source: io::Error,
+    },
 }
 
-/// A kernel's version, as far as settings depend on it.
+/// The major and minor version of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Version(u32, u32);
+pub struct KernelVersion {
+    /// 6 of 6.1.
+    pub major: u32,
+    /// 1 of 6.1.
+    pub minor: u32,
+}
 
-impl Version {
-    /// From `/proc/sys/kernel/osrelease`, such as `6.1.0-30-amd64`.
-    fn parse(release: &str) -> Option<Self> {
+impl KernelVersion {
+    /// That of the running kernel, if its release begins with one.
+    pub fn current() -> Option<Self> {
+        Self::parse(&rustix::system::uname().release().to_string_lossy())
+    }
+
+    /// Reads a release as `uname -r` prints it, such as `6.1.0-13-amd64`.
+    pub fn parse(release: &str) -> Option<Self> {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-        match (numbers.next()?, numbers.next()?) {
-            (Ok(major), Ok(minor)) => Some(Self(major, minor)),
-            _ => None,
-        }
+        Some(Self {
+            major: numbers.next()?.ok()?,
+            minor: numbers.next()?.ok()?,
+        })
     }
 }
 
-/// The settings for a kernel of that version.
-fn wanted(version: Option<Version>, strict_arp: bool, ipv6: bool) -> Vec<Setting> {
-    let needed = |name, value| Setting { name, value, optional: false };
-    let optional = |name, value| Setting { name, value, optional: true };
-    let mut settings = vec![
-        // Masquerading works on IPVS's flows.
-        needed("net.ipv4.vs.conntrack", "1"),
-        // Clients of a server that is gone learn it at their next packet (A9) ...
-        optional("net.ipv4.vs.expire_nodest_conn", "1"),
-        // ... and persistent ones are sent to another (A6).
-        optional("net.ipv4.vs.expire_quiescent_template", "1"),
-        needed("net.ipv4.ip_forward", "1"),
+/// The settings that a node with this kernel needs: `strict_arp` as an operator has decided (`--ipvs-strict-arp`),
+/// `ipv6` if the node has it.
+pub fn plan(kernel: Option<KernelVersion>, strict_arp: bool, ipv6: bool) -> Vec<Sysctl> {
+    let required = |name, value| Sysctl {
+        name,
+        value,
+        required: true,
+    };
+    let useful = |name, value| Sysctl {
+        name,
+        value,
+        required: false,
+    };
+    let mut sysctls = vec![
+        // Masquerading needs connection tracking of IPVS's flows.
+        required("net.ipv4.vs.conntrack", 1),
+        // Flows of a removed server end with their next packet, instead of timing out in silence.
+        useful("net.ipv4.vs.expire_nodest_conn", 1),
+        // So do the affinities to a server that takes no new flows.
+        useful("net.ipv4.vs.expire_quiescent_template", 1),
+        required("net.ipv4.ip_forward", 1),
     ];
-    // Before 5.9 a client that reuses a port is delayed by a second, or dropped; since then the kernel's own
-    // default is right (A1).
-    if version.is_some_and(|version| version < Version(5, 9)) {
-        settings.push(optional("net.ipv4.vs.conn_reuse_mode", "0"));
+    let version = |major, minor| KernelVersion { major, minor };
+    // Before 5.9, the default costs a second of delay where a client reuses a port (A1).
+    if kernel.is_some_and(|kernel| (version(4, 1)..version(5, 9)).contains(&kernel)) {
+        sysctls.push(useful("net.ipv4.vs.conn_reuse_mode", 0));
     }
     if ipv6 {
-        settings.push(needed("net.ipv6.conf.all.forwarding", "1"));
+        sysctls.push(required("net.ipv6.conf.all.forwarding", 1));
     }
     if strict_arp {
-        settings.push(needed("net.ipv4.conf.all.arp_ignore", "1"));
-        settings.push(needed("net.ipv4.conf.all.arp_announce", "2"));
+        // Service addresses are answered for by whoever announces them, not by every node (D4).
+        sysctls.push(required("net.ipv4.conf.all.arp_ignore", 1));
+        sysctls.push(required("net.ipv4.conf.all.arp_announce", 2));
     }
-    settings
+    sysctls
 }
 
-/// Makes the settings that Services depend on; returns those that had to be changed.
+/// Makes settings what they are to be; returns those that had to be changed.
 ///
 /// # Errors
 ///
-/// A setting that is needed has another value and cannot be written. Read-only ones that are right are fine.
-pub fn ensure(strict_arp: bool, ipv6: bool) -> Result<Vec<Setting>, Error> {
-    let root = Path::new("/proc/sys");
-    let release = fs::read_to_string(path(root, "kernel.osrelease")).unwrap_or_default();
-    ensure_in(root, &wanted(Version::parse(&release), strict_arp, ipv6))
+/// The first one that is required and cannot be had. Those before it are made.
+pub fn ensure(sysctls: &[Sysctl]) -> Result<Vec<Change>, Error> {
+    ensure_in(Path::new(ROOT), sysctls)
 }
 
-/// Whether the kernel has IPv6, and it is not switched off.
-pub fn has_ipv6() -> bool {
-    let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
-    Path::new("/proc/thread-self/net/if_inet6").exists() && disabled.is_ok_and(|text| text.trim() == "0")
-}
-
-fn ensure_in(root: &Path, settings: &[Setting]) -> Result<Vec<Setting>, Error> {
-    let mut changed = Vec::new();
-    for setting in settings {
-        match ensure_one(&path(root, setting.name), setting.value) {
-            Ok(true) => changed.push(*setting),
-            Ok(false) => {}
-            Err(source) if setting.optional => warn!("going on without sysctl {setting}: {source}"),
-            Err(source) => return Err(Error { setting: *setting, source }),
+fn ensure_in(root: &Path, sysctls: &[Sysctl]) -> Result<Vec<Change>, Error> {
+    let mut changes = Vec::new();
+    for sysctl in sysctls {
+        match ensure_one(root, sysctl) {
+            Ok(change) => changes.extend(change),
+            Err(error) if sysctl.required => return Err(error),
+            Err(error) => tracing::warn!("{error}"),
         }
     }
-    Ok(changed)
+    Ok(changes)
 }
 
-/// Writes the value unless it is there; returns whether it had to.
-fn ensure_one(path: &Path, value: &str) -> io::Result<bool> {
-    if fs::read_to_string(path)?.trim() == value {
-        return Ok(false);
+fn ensure_one(root: &Path, sysctl: &Sysctl) -> Result<Option<Change>, Error> {
+    let Sysctl { name, value, .. } = *sysctl;
+    let path = path(root, name);
+    let from = match fs::read_to_string(&path) {
+        Ok(from) => from.trim().to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Missing(name)),
+        Err(source) => return Err(Error::Read { name, source }),
+    };
+    if from == value.to_string() {
+        return Ok(None);
     }
-    fs::write(path, value)?;
-    Ok(true)
+    fs::write(&path, value.to_string()).map_err(|source| Error::Write { name, value, source })?;
+    Ok(Some(Change {
+        name,
+        from,
+        to: value,
+    }))
 }
 
 fn path(root: &Path, name: &str) -> PathBuf {
     root.join(name.replace('.', "/"))
 }
 
+/// Whether the kernel has IPv6, and not switched off for all interfaces (`net.ipv6.conf.all.disable_ipv6`).
+pub fn has_ipv6() -> bool {
+    let disabled = fs::read_to_string(path(Path::new(ROOT), "net.ipv6.conf.all.disable_ipv6"));
+    disabled.is_ok_and(|disabled| disabled.trim() == "0")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn names(version: &str, strict_arp: bool, ipv6: bool) -> Vec<&'static str> {
-        wanted(Version::parse(version), strict_arp, ipv6).iter().map(|setting| setting.name).collect()
-    }
+    const V6_1: KernelVersion = KernelVersion { major: 6, minor: 1 };
 
-    #[test]
-    fn a1_conn_reuse_mode_is_set_before_5_9_only() {
-        let has = |release| names(release, false, false).contains(&"net.ipv4.vs.conn_reuse_mode");
-        assert!(has("4.18.0-553.el8.x86_64"));
-        assert!(has("5.8.18"));
-        assert!(!has("5.9.0-rc1"));
-        assert!(!has("6.12.117+deb12-cloud-amd64"));
-        assert!(!has("not a version"));
-    }
-
-    #[test]
-    fn q32_forwarding_is_set_for_both_families() {
-        assert!(names("6.1.0", false, true).contains(&"net.ipv6.conf.all.forwarding"));
-        assert!(!names("6.1.0", false, false).contains(&"net.ipv6.conf.all.forwarding"));
-        assert!(names("6.1.0", false, false).contains(&"net.ipv4.ip_forward"));
-    }
-
-    #[test]
-    fn d4_arp_is_left_alone_unless_strict() {
-        let arp = |strict| names("6.1.0", strict, false).iter().filter(|name| name.contains(".arp_")).count();
-        assert_eq!((arp(false), arp(true)), (0, 2));
-    }
-
-    /// A directory that is removed with the test.
+    /// A directory like `/proc/sys`, with these files.
     struct Root(PathBuf);
 
     impl Root {
-        fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let root = std::env::temp_dir().join(format!("proxier-sysctl-{name}-{}", std::process::id()));
+        fn new(test: &str, files: &[(&str, &str)]) -> Self {
+            let root = std::env::temp_dir().join(format!("kube-proxy-{test}-{}", std::process::id()));
             for (name, value) in files {
                 let file = path(&root, name);
                 fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -163,29 +195,131 @@ mod tests {
             }
             Self(root)
         }
+
+        fn value(&self, name: &str) -> String {
+            fs::read_to_string(path(&self.0, name)).unwrap()
+        }
     }
 
     impl Drop for Root {
         fn drop(&mut self) {
-            fs::remove_dir_all(&self.0).unwrap();
+            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
-    #[test]
-    fn only_what_differs_is_written() {
-        let root = Root::new("differs", &[("a.same", "1\n"), ("a.other", "0\n")]);
-        let settings = ["a.same", "a.other"].map(|name| Setting { name, value: "1", optional: false });
-        assert_eq!(ensure_in(&root.0, &settings).unwrap(), [settings[1]]);
-        assert_eq!(ensure_in(&root.0, &settings).unwrap(), []);
-        assert_eq!(fs::read_to_string(path(&root.0, "a.other")).unwrap(), "1");
+    fn names(sysctls: &[Sysctl]) -> Vec<&str> {
+        sysctls.iter().map(|sysctl| sysctl.name).collect()
     }
 
     #[test]
-    fn f11_a_missing_setting_is_fatal_only_if_it_is_needed() {
-        let root = Root::new("missing", &[("a.there", "1")]);
-        let missing = |optional| Setting { name: "a.missing", value: "1", optional };
-        assert_eq!(ensure_in(&root.0, &[missing(true)]).unwrap(), []);
-        let error = ensure_in(&root.0, &[missing(false)]).unwrap_err().to_string();
-        assert!(error.starts_with("cannot set a.missing=1: No such file"), "{error}");
+    fn what_is_wanted_depends_on_the_kernel_and_the_settings() {
+        let always = [
+            "net.ipv4.vs.conntrack",
+            "net.ipv4.vs.expire_nodest_conn",
+            "net.ipv4.vs.expire_quiescent_template",
+            "net.ipv4.ip_forward",
+        ];
+        assert_eq!(names(&plan(Some(V6_1), false, false)), always);
+        let reuse_mode = |release| {
+            let sysctls = plan(KernelVersion::parse(release), false, false);
+            sysctls
+                .iter()
+                .find(|sysctl| sysctl.name == "net.ipv4.vs.conn_reuse_mode")
+                .map(|sysctl| sysctl.value)
+        };
+        assert_eq!(reuse_mode("3.10.0-1160.el7.x86_64"), None);
+        assert_eq!(reuse_mode("4.1.0"), Some(0));
+        assert_eq!(reuse_mode("5.8.18-generic"), Some(0));
+        assert_eq!(reuse_mode("5.9"), None);
+        assert_eq!(
+            names(&plan(Some(V6_1), true, true))[4..],
+            [
+                "net.ipv6.conf.all.forwarding",
+                "net.ipv4.conf.all.arp_ignore",
+                "net.ipv4.conf.all.arp_announce"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_release_is_read_as_far_as_it_goes() {
+        assert_eq!(KernelVersion::parse("6.1.0-13-amd64"), Some(V6_1));
+        assert_eq!(KernelVersion::parse("6.1-rc1"), Some(V6_1));
+        assert_eq!(KernelVersion::parse("6"), None);
+        assert_eq!(KernelVersion::parse("linux"), None);
+        assert!(KernelVersion::current().is_some());
+    }
+
+    /// I2
+    #[test]
+    fn only_what_differs_is_written() {
+        let root = Root::new(
+            "differs",
+            &[("net.ipv4.ip_forward", "0\n"), ("net.ipv4.vs.conntrack", "1\n")],
+        );
+        let wanted = [
+            Sysctl {
+                name: "net.ipv4.ip_forward",
+                value: 1,
+                required: true,
+            },
+            Sysctl {
+                name: "net.ipv4.vs.conntrack",
+                value: 1,
+                required: true,
+            },
+        ];
+        let change = Change {
+            name: "net.ipv4.ip_forward",
+            from: "0".to_owned(),
+            to: 1,
+        };
+        assert_eq!(change.to_string(), "net.ipv4.ip_forward = 1 (was 0)");
+        assert_eq!(ensure_in(&root.0, &wanted).unwrap(), [change]);
+        assert_eq!(root.value("net.ipv4.ip_forward"), "1");
+        assert_eq!(root.value("net.ipv4.vs.conntrack"), "1\n", "it was not written");
+        assert_eq!(ensure_in(&root.0, &wanted).unwrap(), []);
+    }
+
+    /// F11
+    #[test]
+    fn a_missing_one_matters_only_if_it_is_required() {
+        let root = Root::new("missing", &[("net.ipv4.ip_forward", "0")]);
+        let wanted = |required| {
+            [
+                Sysctl {
+                    name: "net.ipv4.vs.conn_reuse_mode",
+                    value: 0,
+                    required,
+                },
+                Sysctl {
+                    name: "net.ipv4.ip_forward",
+                    value: 1,
+                    required: true,
+                },
+            ]
+        };
+        assert!(matches!(
+            ensure_in(&root.0, &wanted(true)),
+            Err(Error::Missing("net.ipv4.vs.conn_reuse_mode"))
+        ));
+        assert_eq!(root.value("net.ipv4.ip_forward"), "0");
+        assert_eq!(ensure_in(&root.0, &wanted(false)).unwrap().len(), 1);
+        assert_eq!(root.value("net.ipv4.ip_forward"), "1");
+    }
+
+    /// F5
+    #[test]
+    fn one_that_cannot_be_written_is_named_with_the_command_to_run() {
+        let error = Error::Write {
+            name: "net.ipv4.ip_forward",
+            value: 1,
+            source: io::Error::from(io::ErrorKind::ReadOnlyFilesystem),
+        };
+        assert_eq!(
+            error.to_string(),
+            "cannot set the sysctl net.ipv4.ip_forward: read-only filesystem or storage medium; \
+             run \"sysctl -w net.ipv4.ip_forward=1\" on the node"
+        );
     }
 }
