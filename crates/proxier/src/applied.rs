@@ -11,8 +11,8 @@ use ipvs::{Command, Destination, ServiceKey};
 use crate::{
     diff::Operation,
     kernel::{
-        Observed,
-        netfilter::{Element, Treatment},
+        Observed, link,
+        netfilter::{self, Element, Treatment},
     },
     wanted::Key,
 };
@@ -49,31 +49,10 @@ impl Applied {
             ..Self::default()
         };
         applied.addresses = observed.addresses.into_iter().collect();
-        for element in observed.elements {
-            match element {
-                Element::Service {
-                    address,
-                    protocol,
-                    port,
-                    treatment,
-                } => {
-                    applied.treatments.insert(
-                        ServiceKey::Address {
-                            address,
-                            protocol,
-                            port,
-                        },
-                        treatment,
-                    );
-                }
-                Element::ServiceAddress(address) => {
-                    applied.guarded.insert(address);
-                }
-                Element::Hairpin(address) => {
-                    applied.hairpins.insert(address);
-                }
-            }
-        }
+        observed
+            .elements
+            .into_iter()
+            .for_each(|element| applied.record_element(element));
         for (service, destinations) in observed.servers {
             let key = service.key;
             let ours = match key {
@@ -131,45 +110,19 @@ impl Applied {
     /// Takes note that the kernel has done `operation`.
     pub(crate) fn record(&mut self, operation: &Operation) {
         match operation {
-            Operation::AddElement(element) => match *element {
+            Operation::Netfilter(netfilter::Update::Add(element)) => self.record_element(*element),
+            Operation::Netfilter(netfilter::Update::Remove(element)) => match *element {
                 Element::Service {
                     address,
                     protocol,
                     port,
-                    treatment,
+                    ..
                 } => {
-                    self.treatments.insert(
-                        ServiceKey::Address {
-                            address,
-                            protocol,
-                            port,
-                        },
-                        treatment,
-                    );
-                }
-                Element::ServiceAddress(address) => {
-                    self.guarded.insert(address);
-                }
-                Element::Hairpin(address) => {
-                    self.hairpins.insert(address);
-                }
-            },
-            Operation::RemoveElement(element) => match *element {
-                Element::Service {
-                    address,
-                    protocol,
-                    port,
-                    treatment,
-                } => {
-                    let key = ServiceKey::Address {
+                    self.treatments.remove(&ServiceKey::Address {
                         address,
                         protocol,
                         port,
-                    };
-                    // A treatment is replaced by removing the old element and adding the new one at once.
-                    if self.treatments.get(&key) == Some(&treatment) {
-                        self.treatments.remove(&key);
-                    }
+                    });
                 }
                 Element::ServiceAddress(address) => {
                     self.guarded.remove(&address);
@@ -178,13 +131,39 @@ impl Applied {
                     self.hairpins.remove(&address);
                 }
             },
-            Operation::AddAddress(address) => {
+            Operation::Ipvs(command) => self.record_ipvs(command),
+            Operation::Link(link::Update::Add(address)) => {
                 self.addresses.insert(*address);
             }
-            Operation::RemoveAddress(address) => {
+            Operation::Link(link::Update::Remove(address)) => {
                 self.addresses.remove(address);
             }
-            Operation::Ipvs(command) => self.record_ipvs(command),
+        }
+    }
+
+    fn record_element(&mut self, element: Element) {
+        match element {
+            Element::Service {
+                address,
+                protocol,
+                port,
+                treatment,
+            } => {
+                self.treatments.insert(
+                    ServiceKey::Address {
+                        address,
+                        protocol,
+                        port,
+                    },
+                    treatment,
+                );
+            }
+            Element::ServiceAddress(address) => {
+                self.guarded.insert(address);
+            }
+            Element::Hairpin(address) => {
+                self.hairpins.insert(address);
+            }
         }
     }
 

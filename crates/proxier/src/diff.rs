@@ -16,7 +16,10 @@ use ipvs::{Command, Destination, Scheduler, ServiceFlags, ServiceKey};
 
 use crate::{
     applied::{Applied, Server},
-    kernel::netfilter::{Element, Treatment},
+    kernel::{
+        link,
+        netfilter::{self, Element, Treatment},
+    },
     plan::Frontend,
     wanted::{Key, Wanted},
 };
@@ -24,27 +27,48 @@ use crate::{
 /// One thing that the kernel is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Add an element to our nftables table.
-    AddElement(Element),
-    /// Remove an element from it.
-    RemoveElement(Element),
+    /// Change an element of our nftables tables.
+    Netfilter(netfilter::Update),
     /// Change a virtual or a real server.
     Ipvs(Command),
-    /// Add an address to kube-ipvs0.
-    AddAddress(IpAddr),
-    /// Remove an address from it.
-    RemoveAddress(IpAddr),
+    /// Change an address on kube-ipvs0.
+    Link(link::Update),
 }
 
+impl Operation {
+    /// Whether one driver carries both out.
+    pub fn has_driver_of(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+/// The command line that does the same.
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AddElement(element) => write!(f, "nft add element {element}"),
-            Self::RemoveElement(element) => write!(f, "nft delete element {element}"),
+            Self::Netfilter(netfilter::Update::Add(element)) => write!(f, "nft add element {element}"),
+            Self::Netfilter(netfilter::Update::Remove(element)) => write!(f, "nft delete element {element}"),
             Self::Ipvs(command) => write!(f, "ipvsadm {command}"),
-            Self::AddAddress(address) => write!(f, "ip address add {address} dev kube-ipvs0"),
-            Self::RemoveAddress(address) => write!(f, "ip address delete {address} dev kube-ipvs0"),
+            Self::Link(update) => update.fmt(f),
         }
+    }
+}
+
+impl From<Command> for Operation {
+    fn from(command: Command) -> Self {
+        Self::Ipvs(command)
+    }
+}
+
+impl From<netfilter::Update> for Operation {
+    fn from(update: netfilter::Update) -> Self {
+        Self::Netfilter(update)
+    }
+}
+
+impl From<link::Update> for Operation {
+    fn from(update: link::Update) -> Self {
+        Self::Link(update)
     }
 }
 
@@ -91,8 +115,8 @@ pub fn diff(
             Key::Hairpin(address) => {
                 let element = Element::Hairpin(address);
                 match (wanted.hairpin(&address), applied.hairpins.contains(&address)) {
-                    (true, false) => push(&mut phases.prepare, key, Operation::AddElement(element)),
-                    (false, true) => push(&mut phases.finish, key, Operation::RemoveElement(element)),
+                    (true, false) => push(&mut phases.prepare, key, netfilter::Update::Add(element)),
+                    (false, true) => push(&mut phases.finish, key, netfilter::Update::Remove(element)),
                     _ => {}
                 }
             }
@@ -113,8 +137,11 @@ struct Phases {
     finish: Vec<Step>,
 }
 
-fn push(phase: &mut Vec<Step>, key: Key, operation: Operation) {
-    phase.push(Step { key, operation });
+fn push(phase: &mut Vec<Step>, key: Key, operation: impl Into<Operation>) {
+    phase.push(Step {
+        key,
+        operation: operation.into(),
+    });
 }
 
 impl Phases {
@@ -156,11 +183,11 @@ impl Phases {
         let wants = wanted.map(|frontend| frontend.treatment);
         match (wants, has.copied()) {
             (Some(wants), Some(has)) if wants != has => {
-                push(&mut self.prepare, key, Operation::RemoveElement(element(has)));
-                push(&mut self.prepare, key, Operation::AddElement(element(wants)));
+                push(&mut self.prepare, key, netfilter::Update::Remove(element(has)));
+                push(&mut self.prepare, key, netfilter::Update::Add(element(wants)));
             }
-            (Some(wants), None) => push(&mut self.prepare, key, Operation::AddElement(element(wants))),
-            (None, Some(has)) => push(&mut self.finish, key, Operation::RemoveElement(element(has))),
+            (Some(wants), None) => push(&mut self.prepare, key, netfilter::Update::Add(element(wants))),
+            (None, Some(has)) => push(&mut self.finish, key, netfilter::Update::Remove(element(has))),
             _ => {}
         }
     }
@@ -192,17 +219,17 @@ impl Phases {
         );
         if wanted {
             if !guarded {
-                push(&mut self.prepare, key, Operation::AddElement(element));
+                push(&mut self.prepare, key, netfilter::Update::Add(element));
             }
             if !bound {
-                push(&mut self.bind, key, Operation::AddAddress(address));
+                push(&mut self.bind, key, link::Update::Add(address));
             }
         } else {
             if bound && (guarded || !applied.is_excluded(&address)) {
-                push(&mut self.unbind, key, Operation::RemoveAddress(address));
+                push(&mut self.unbind, key, link::Update::Remove(address));
             }
             if guarded {
-                push(&mut self.finish, key, Operation::RemoveElement(element));
+                push(&mut self.finish, key, netfilter::Update::Remove(element));
             }
         }
     }

@@ -99,7 +99,7 @@ impl<K: Kernel> Reconciler<K> {
                     0 => return,
                     _ => received.drain(..).for_each(|change| self.planner.take(change)),
                 },
-                event = self.kernel.event() => self.react(event),
+                event = self.kernel.event() => self.react(event).await,
                 () = at(batch_at) => self.batch().await,
                 () = at(verify_at) => self.verify().await,
                 () = at(drain_at) => self.look_at_draining().await,
@@ -108,11 +108,15 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    fn react(&mut self, event: Event) {
+    async fn react(&mut self, event: Event) {
         match event {
-            Event::NodeAddresses(addresses) => {
-                self.planner.set_own_addresses(addresses.into_iter().collect())
-            }
+            Event::NodeAddresses => match self.kernel.own_addresses().await {
+                Ok(addresses) => self.planner.set_own_addresses(addresses.into_iter().collect()),
+                Err(failure) => {
+                    warn!("cannot read the node's addresses: {failure}");
+                    self.verify_soon();
+                }
+            },
             Event::ServiceAddress { address, present } => {
                 if present != self.applied.addresses.contains(&address) {
                     self.verify_soon();
@@ -167,7 +171,7 @@ impl<K: Kernel> Reconciler<K> {
     /// first failure on; the others go on (I5).
     async fn perform(&mut self, steps: Vec<Step>) -> HashMap<Key, Failure> {
         let mut failed = HashMap::new();
-        for group in steps.chunk_by(|a, b| a.operation.driver() == b.operation.driver()) {
+        for group in steps.chunk_by(|a, b| a.operation.has_driver_of(&b.operation)) {
             let group: Vec<_> = group
                 .iter()
                 .filter(|step| !failed.contains_key(&step.key))
@@ -356,14 +360,14 @@ mod tests {
                 "nft add element ip kube-proxy service-addresses { 10.96.0.10 }",
                 "ipvsadm -A -t 10.96.0.10:80 -s rr",
                 "ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 1",
-                "ip address add 10.96.0.10 dev kube-ipvs0",
+                "ip address add 10.96.0.10/32 dev kube-ipvs0",
             ]
         );
         assert_eq!(
             running.done_for(Change::ServiceGone(name("web"))).await,
             [
                 "ipvsadm -D -t 10.96.0.10:80",
-                "ip address delete 10.96.0.10 dev kube-ipvs0",
+                "ip address delete 10.96.0.10/32 dev kube-ipvs0",
                 "nft delete element ip kube-proxy services { 10.96.0.10 . tcp . 80 : goto cluster-ip }",
                 "nft delete element ip kube-proxy service-addresses { 10.96.0.10 }",
             ]
@@ -454,7 +458,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn i5_a_refused_object_delays_no_other_and_is_tried_again() {
         let kernel = FakeKernel::default();
-        let address = "ip address add 10.96.0.10 dev kube-ipvs0".to_string();
+        let address = "ip address add 10.96.0.10/32 dev kube-ipvs0".to_string();
         kernel.change(|state| state.refused.insert(address.clone()));
         let mut running = Running::with_web(&kernel).await;
         running.send(Change::Service(service("other", "10.96.0.11")));

@@ -12,8 +12,8 @@ use std::{
 use ipvs::{Command, Destination, Family, ServiceKey};
 
 use super::{
-    Event, Failure, FailureKind, Kernel, Observed,
-    netfilter::{Element, Treatment},
+    Event, Failure, FailureKind, Kernel, Observed, link,
+    netfilter::{self, Element, Treatment},
 };
 use crate::diff::{Operation, RealServer};
 
@@ -96,7 +96,7 @@ impl State {
             return Err(refused);
         }
         let makes_sense = match operation {
-            Operation::AddElement(element) => {
+            Operation::Netfilter(netfilter::Update::Add(element)) => {
                 match *element {
                     Element::Service {
                         address,
@@ -122,7 +122,7 @@ impl State {
                 }
                 true
             }
-            Operation::RemoveElement(element) => match *element {
+            Operation::Netfilter(netfilter::Update::Remove(element)) => match *element {
                 Element::Service {
                     address,
                     protocol,
@@ -139,8 +139,8 @@ impl State {
                 Element::ServiceAddress(address) => self.guarded.remove(&address),
                 Element::Hairpin(address) => self.hairpins.remove(&address),
             },
-            Operation::AddAddress(address) => self.addresses.insert(*address),
-            Operation::RemoveAddress(address) => self.addresses.remove(address),
+            Operation::Link(link::Update::Add(address)) => self.addresses.insert(*address),
+            Operation::Link(link::Update::Remove(address)) => self.addresses.remove(address),
             Operation::Ipvs(command) => self.ipvs(command),
         };
         if makes_sense {
@@ -205,6 +205,10 @@ impl Kernel for FakeKernel {
             .iter()
             .map(|operation| self.change(|state| state.apply(operation)))
             .collect()
+    }
+
+    async fn own_addresses(&mut self) -> Result<Vec<IpAddr>, Failure> {
+        Ok(self.change(|state| state.own_addresses.iter().copied().collect()))
     }
 
     async fn connections(&mut self) -> Result<HashMap<RealServer, u64>, Failure> {

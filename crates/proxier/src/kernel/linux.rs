@@ -1,8 +1,8 @@
 //! The real kernel.
 
 use std::{
-    collections::HashMap,
-    io,
+    collections::{HashMap, HashSet},
+    fs,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -13,14 +13,16 @@ use ipvs::{
 use tracing::{info, warn};
 
 use super::{
-    Driver, Event, Failure, FailureKind, Kernel, Observed,
+    Event, Failure, FailureKind, Kernel, Observed,
     link::{self, Link},
-    netfilter::{self, Netfilter, Ruleset, Update},
-    sysctl,
+    netfilter::{self, Netfilter, Ruleset},
+    sysctl::{self, KernelVersion},
 };
 use crate::{
+    Applied, Planner,
     config::{Config, Timeouts},
-    diff::{Operation, RealServer},
+    diff::{Operation, RealServer, Step},
+    model::Change,
 };
 
 /// Where a scheduler is tried out: an address for documentation (RFC 5737), which no Service has.
@@ -57,6 +59,7 @@ pub struct Linux {
     netfilter: Netfilter,
     link: Link,
     families: Vec<Family>,
+    ruleset: Ruleset,
 }
 
 impl Linux {
@@ -69,16 +72,15 @@ impl Linux {
     pub async fn prepare(config: &Config) -> Result<Self, Error> {
         let mut ipvs = Handle::connect().await?;
         let mut netfilter = Netfilter::connect()?;
-        let mut link = Link::connect().await?;
+        let mut link = Link::connect()?;
         probe_scheduler(&mut ipvs, &config.scheduler).await?;
-        let mut families = vec![Family::Inet];
-        if sysctl::has_ipv6() {
-            families.push(Family::Inet6);
-        } else {
+        let families = families();
+        if families.len() == 1 {
             info!("this kernel has no IPv6, or has it switched off: IPv4 only");
         }
-
-        for change in sysctl::ensure(config.strict_arp, families.contains(&Family::Inet6))? {
+        let ipv6 = families.contains(&Family::Inet6);
+        let sysctls = sysctl::plan(KernelVersion::current(), config.strict_arp, ipv6);
+        for change in sysctl::ensure(&sysctls)? {
             info!("sysctl {change}");
         }
         set_timeouts(&mut ipvs, config.timeouts).await?;
@@ -100,19 +102,31 @@ impl Linux {
             return Err(Error::NoFamily);
         }
         link.ensure().await?;
-        Ok(Self { ipvs, netfilter, link, families: supported })
+        Ok(Self {
+            ipvs,
+            netfilter,
+            link,
+            families: supported,
+            ruleset,
+        })
     }
 
     async fn read(&mut self) -> Result<Observed, Error> {
         let mut observed = Observed {
             families: self.families.clone(),
-            own_addresses: self.link.node_addresses().await?,
-            addresses: self.link.service_addresses().await?,
             ..Observed::default()
         };
         for family in &self.families {
+            if self.netfilter.ensure_base(*family, &self.ruleset).await? {
+                warn!("the nftables table for {family} had been changed, and is ours again");
+            }
             observed.elements.extend(self.netfilter.elements(*family).await?);
         }
+        if self.link.ensure().await? {
+            warn!("{} had gone, and is back", link::SERVICE_LINK);
+        }
+        let addresses = self.link.addresses().await?;
+        (observed.own_addresses, observed.addresses) = (addresses.node, addresses.service);
         // One dump for what netlink alone says of services, one pass over /proc for all their destinations.
         let mut destinations: HashMap<ServiceKey, Vec<Destination>> = HashMap::new();
         for service in ipvs::proc::read()? {
@@ -129,12 +143,30 @@ impl Linux {
     }
 }
 
+/// IPv4, and IPv6 unless the kernel lacks it or has it switched off (E5).
+fn families() -> Vec<Family> {
+    let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    match disabled.is_ok_and(|text| text.trim() == "0") {
+        true => vec![Family::Inet, Family::Inet6],
+        false => vec![Family::Inet],
+    }
+}
+
 /// Sees whether the kernel has a scheduler, which loads its module, before anything is programmed.
 async fn probe_scheduler(ipvs: &mut Handle, scheduler: &Scheduler) -> Result<(), ipvs::Error> {
-    if ipvs.services().await?.iter().any(|entry| entry.service.scheduler == *scheduler) {
+    if ipvs
+        .services()
+        .await?
+        .iter()
+        .any(|entry| entry.service.scheduler == *scheduler)
+    {
         return Ok(());
     }
-    let key = ServiceKey::Address { address: PROBE_ADDRESS, protocol: Protocol::Tcp, port: PROBE_PORT };
+    let key = ServiceKey::Address {
+        address: PROBE_ADDRESS,
+        protocol: Protocol::Tcp,
+        port: PROBE_PORT,
+    };
     let probe = ipvs::Service::new(key, scheduler.clone());
     match ipvs.execute(&Command::NewService(probe)).await {
         // Left behind by a probe that was killed.
@@ -175,30 +207,58 @@ fn destination(read: &ProcDestination) -> Destination {
     }
 }
 
+/// What would be done on this node if it held nothing of ours. Nothing is changed, and no capability is needed.
+///
+/// # Errors
+///
+/// [`Error::Link`] if the node's addresses cannot be read.
+pub async fn preview(config: Config, changes: impl IntoIterator<Item = Change>) -> Result<Vec<Step>, Error> {
+    let own_addresses = Link::connect()?.addresses().await?.node;
+    let mut planner = Planner::new(config, families(), own_addresses);
+    changes.into_iter().for_each(|change| planner.take(change));
+    let keys = planner.plan_next(usize::MAX);
+    Ok(planner.steps_from(&Applied::default(), keys, &HashSet::new()))
+}
+
 impl Kernel for Linux {
     async fn observe(&mut self) -> Result<Observed, Failure> {
         self.read().await.map_err(|error| Failure::unknown(&error))
     }
 
     async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {
-        match operations.first().map(Operation::driver) {
-            Some(Driver::Netfilter) => {
-                let updates: Vec<_> = operations.iter().filter_map(update).collect();
+        match operations.first() {
+            Some(Operation::Netfilter(_)) => {
+                let updates: Vec<_> = operations.iter().filter_map(netfilter_update).collect();
                 let results = self.netfilter.update(&updates).await;
-                std::iter::zip(&updates, results).map(|(update, result)| of_netfilter(update, result)).collect()
+                std::iter::zip(&updates, results)
+                    .map(|(update, result)| of_netfilter(update, result))
+                    .collect()
             }
-            Some(Driver::Ipvs) => {
-                let commands: Vec<_> = operations.iter().filter_map(command).collect();
+            Some(Operation::Ipvs(_)) => {
+                let commands: Vec<_> = operations.iter().filter_map(ipvs_command).collect();
                 let results = self.ipvs.batch(&commands).await;
-                std::iter::zip(&commands, results).map(|(command, result)| of_ipvs(command, result)).collect()
+                std::iter::zip(&commands, results)
+                    .map(|(command, result)| of_ipvs(command, result))
+                    .collect()
             }
-            Some(Driver::Link) => {
-                let changes: Vec<_> = operations.iter().filter_map(address_change).collect();
-                let results = self.link.change(&changes).await;
-                std::iter::zip(&changes, results).map(|(change, result)| of_link(change, result)).collect()
+            Some(Operation::Link(_)) => {
+                let updates: Vec<_> = operations.iter().filter_map(link_update).collect();
+                let results = self.link.update(&updates).await;
+                std::iter::zip(&updates, results)
+                    .map(|(update, result)| of_link(update, result))
+                    .collect()
             }
             None => Vec::new(),
         }
+    }
+
+    async fn own_addresses(&mut self) -> Result<Vec<IpAddr>, Failure> {
+        Ok(self
+            .link
+            .addresses()
+            .await
+            .map_err(|error| Failure::unknown(&error))?
+            .node)
     }
 
     async fn connections(&mut self) -> Result<HashMap<RealServer, u64>, Failure> {
@@ -207,38 +267,43 @@ impl Kernel for Linux {
     }
 
     async fn event(&mut self) -> Event {
-        self.link.event().await
+        tokio::select! {
+            event = self.link.event() => match event {
+                link::Event::NodeAddressesChanged => Event::NodeAddresses,
+                link::Event::ServiceAddress { address, present } => Event::ServiceAddress { address, present },
+                link::Event::ServiceLinkGone | link::Event::Missed => Event::Unknown,
+            },
+            () = self.netfilter.changed() => Event::Unknown,
+        }
     }
 }
 
-fn update(operation: &Operation) -> Option<Update> {
+fn netfilter_update(operation: &Operation) -> Option<netfilter::Update> {
     match operation {
-        Operation::AddElement(element) => Some(Update::Add(*element)),
-        Operation::RemoveElement(element) => Some(Update::Remove(*element)),
+        Operation::Netfilter(update) => Some(*update),
         _ => None,
     }
 }
 
-fn command(operation: &Operation) -> Option<Command> {
+fn ipvs_command(operation: &Operation) -> Option<Command> {
     match operation {
         Operation::Ipvs(command) => Some(command.clone()),
         _ => None,
     }
 }
 
-fn address_change(operation: &Operation) -> Option<link::Change> {
+fn link_update(operation: &Operation) -> Option<link::Update> {
     match operation {
-        Operation::AddAddress(address) => Some(link::Change::Add(*address)),
-        Operation::RemoveAddress(address) => Some(link::Change::Remove(*address)),
+        Operation::Link(update) => Some(*update),
         _ => None,
     }
 }
 
 /// What was to go and is not there is as good as gone.
-fn of_netfilter(update: &Update, result: Result<(), netfilter::Error>) -> Result<(), Failure> {
+fn of_netfilter(update: &netfilter::Update, result: Result<(), netfilter::Error>) -> Result<(), Failure> {
     match (update, result) {
         (_, Ok(())) => Ok(()),
-        (Update::Remove(_), Err(netfilter::Error::NotFound)) => Ok(()),
+        (netfilter::Update::Remove(_), Err(netfilter::Error::NotFound)) => Ok(()),
         // The table, or its base, has gone or changed under us.
         (_, Err(error @ (netfilter::Error::NotFound | netfilter::Error::Exists))) => {
             Err(Failure::unknown(&error))
@@ -253,9 +318,21 @@ fn of_ipvs(command: &Command, result: Result<(), ipvs::Error>) -> Result<(), Fai
         (_, Ok(())) => Ok(()),
         (Command::DelService(_) | Command::DelDestination(..), Err(error)) if error.is_not_found() => Ok(()),
         // Somebody else was there between our last reading and this.
-        (_, Err(error)) if error.is_not_found() || error.is_already_exists() || error.is_outcome_unknown() => {
+        (_, Err(error))
+            if error.is_not_found() || error.is_already_exists() || error.is_outcome_unknown() =>
+        {
             Err(Failure::unknown(&error))
         }
+        (_, Err(error)) => Err(Failure::refused(&error)),
+    }
+}
+
+fn of_link(update: &link::Update, result: Result<(), link::Error>) -> Result<(), Failure> {
+    match (update, result) {
+        (_, Ok(())) => Ok(()),
+        (link::Update::Remove(_), Err(link::Error::NotFound)) => Ok(()),
+        (_, Err(error @ link::Error::NoLink)) => Err(Failure::unknown(&error)),
+        (_, Err(error)) if error.outcome_unknown() => Err(Failure::unknown(&error)),
         (_, Err(error)) => Err(Failure::refused(&error)),
     }
 }
@@ -270,10 +347,16 @@ fn connections(service: &ProcService) -> impl Iterator<Item = (RealServer, u64)>
 
 impl Failure {
     fn unknown(error: &dyn std::error::Error) -> Self {
-        Self { kind: FailureKind::Unknown, reason: error.to_string() }
+        Self {
+            kind: FailureKind::Unknown,
+            reason: error.to_string(),
+        }
     }
 
     fn refused(error: &dyn std::error::Error) -> Self {
-        Self { kind: FailureKind::Refused, reason: error.to_string() }
+        Self {
+            kind: FailureKind::Refused,
+            reason: error.to_string(),
+        }
     }
 }

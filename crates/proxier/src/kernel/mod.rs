@@ -31,9 +31,9 @@ pub struct Observed {
 /// Something happened in the kernel that we did not do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// These are the node's own addresses now.
-    NodeAddresses(Vec<IpAddr>),
-    /// An address came to kube-ipvs0 or left it. Our own changes are reported too.
+    /// The node's own addresses may be others now.
+    NodeAddresses,
+    /// An address came to kube-ipvs0 or left it.
     ServiceAddress {
         /// The address.
         address: IpAddr,
@@ -68,35 +68,16 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Which driver carries an operation out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Driver {
-    /// nftables
-    Netfilter,
-    /// IPVS
-    Ipvs,
-    /// kube-ipvs0
-    Link,
-}
-
-impl Operation {
-    /// The driver that carries it out.
-    pub fn driver(&self) -> Driver {
-        match self {
-            Self::AddElement(_) | Self::RemoveElement(_) => Driver::Netfilter,
-            Self::Ipvs(_) => Driver::Ipvs,
-            Self::AddAddress(_) | Self::RemoveAddress(_) => Driver::Link,
-        }
-    }
-}
-
 /// The kernel, as the reconciler needs it. [`linux::Linux`] is the real one.
 pub trait Kernel {
-    /// Reads everything. A reading that is not whole is an error (I3).
+    /// Mends what all Services share, and reads everything. A reading that is not whole is an error (I3).
     fn observe(&mut self) -> impl Future<Output = Result<Observed, Failure>>;
 
     /// Carries out operations of one driver, in their order. Returns a result for each.
     fn apply(&mut self, operations: &[Operation]) -> impl Future<Output = Vec<Result<(), Failure>>>;
+
+    /// Reads the node's own addresses.
+    fn own_addresses(&mut self) -> impl Future<Output = Result<Vec<IpAddr>, Failure>>;
 
     /// The connections, active and inactive, of every real server.
     fn connections(&mut self) -> impl Future<Output = Result<HashMap<RealServer, u64>, Failure>>;
