@@ -1,7 +1,7 @@
 //! The real kernel.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs,
     net::{IpAddr, Ipv4Addr},
 };
@@ -19,10 +19,8 @@ use super::{
     sysctl::{self, KernelVersion},
 };
 use crate::{
-    Applied, Planner,
     config::{Config, Timeouts},
-    diff::{Operation, RealServer, Step},
-    model::Change,
+    diff::{Operation, RealServer},
 };
 
 /// Where a scheduler is tried out: an address for documentation (RFC 5737), which no Service has.
@@ -205,19 +203,6 @@ fn destination(read: &ProcDestination) -> Destination {
         },
         ..Destination::new(read.address)
     }
-}
-
-/// What would be done on this node if it held nothing of ours. Nothing is changed, and no capability is needed.
-///
-/// # Errors
-///
-/// [`Error::Link`] if the node's addresses cannot be read.
-pub async fn preview(config: Config, changes: impl IntoIterator<Item = Change>) -> Result<Vec<Step>, Error> {
-    let own_addresses = Link::connect()?.addresses().await?.node;
-    let mut planner = Planner::new(config, families(), own_addresses);
-    changes.into_iter().for_each(|change| planner.take(change));
-    let keys = planner.plan_next(usize::MAX);
-    Ok(planner.steps_from(&Applied::default(), keys, &HashSet::new()))
 }
 
 impl Kernel for Linux {
