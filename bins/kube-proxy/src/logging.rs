@@ -1,0 +1,72 @@
+//! The log on standard error, in klog's line format: `I1121 02:22:44.028733    1041 main.rs:64] text key=value`.
+
+use std::fmt;
+
+use k8s_openapi::jiff;
+use tracing::{Event, Level, Subscriber, level_filters::LevelFilter};
+use tracing_subscriber::{
+    filter::Targets,
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+/// Starts logging at a verbosity as of klog's `-v`.
+pub(crate) fn start(verbosity: i32) {
+    let ours = match verbosity {
+        ..4 => LevelFilter::INFO,
+        4..6 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    // What libraries have to say is for who looks for it: their errors come back to us, and we report them.
+    let libraries = if verbosity < 6 {
+        LevelFilter::OFF
+    } else {
+        LevelFilter::DEBUG
+    };
+    let levels = Targets::new()
+        .with_default(libraries)
+        .with_targets(["kube_proxy", "proxier", "ipvs", "netlink_batch"].map(|target| (target, ours)));
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .event_format(Klog);
+    tracing_subscriber::registry().with(lines).with(levels).init();
+}
+
+struct Klog;
+
+impl<S, N> FormatEvent<S, N> for Klog
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut line: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let metadata = event.metadata();
+        let severity = match *metadata.level() {
+            Level::ERROR => 'E',
+            Level::WARN => 'W',
+            _ => 'I',
+        };
+        let now = jiff::Timestamp::now().strftime("%m%d %H:%M:%S%.6f");
+        let file = metadata
+            .file()
+            .unwrap_or_default()
+            .rsplit('/')
+            .next()
+            .unwrap_or_default();
+        write!(
+            line,
+            "{severity}{now} {:>7} {file}:{}] ",
+            std::process::id(),
+            metadata.line().unwrap_or_default()
+        )?;
+        context.format_fields(line.by_ref(), event)?;
+        writeln!(line)
+    }
+}

@@ -1,0 +1,164 @@
+//! The way from the source to the proxier, on which the operator's word on the node counts.
+
+use std::{collections::VecDeque, net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+use proxier::model::{Change, Node};
+use tokio::{sync::mpsc::UnboundedReceiver, time};
+use tracing::info;
+
+/// How long the Node is waited for to get its pod CIDRs, as upstream does.
+const POD_CIDR_PATIENCE: Duration = Duration::from_secs(5 * 60);
+
+/// Why the source's changes can be relayed no more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("--detect-local-mode NodeCIDR: the Node has no podCIDRs after {} s", POD_CIDR_PATIENCE.as_secs())]
+    NoPodCidrs,
+    #[error(
+        "--detect-local-mode NodeCIDR: the Node's podCIDRs have changed; start again to use the new ones"
+    )]
+    PodCidrsChanged,
+}
+
+/// Hands a source's changes on.
+pub(crate) struct Relay {
+    changes: UnboundedReceiver<Change>,
+    bind_address: Option<IpAddr>,
+    /// The pod CIDRs that somebody relies on.
+    pod_cidrs: Option<Vec<IpNet>>,
+    /// Received, but not yet asked for.
+    held: VecDeque<Change>,
+}
+
+impl Relay {
+    /// With a `bind_address` the node has that for its primary address, whatever its object says.
+    pub(crate) fn new(changes: UnboundedReceiver<Change>, bind_address: Option<IpAddr>) -> Self {
+        let node = bind_address.map(|address| Node {
+            addresses: vec![address],
+            ..Node::default()
+        });
+        Self {
+            changes,
+            bind_address,
+            pod_cidrs: None,
+            held: node.map(Change::Node).into_iter().collect(),
+        }
+    }
+
+    /// Waits until the source has something to say.
+    pub(crate) async fn ready(&mut self) -> Result<(), Error> {
+        let change = self.receive().await?;
+        self.held.extend(change);
+        Ok(())
+    }
+
+    /// Waits for the Node's pod CIDRs. From then on they may not change.
+    pub(crate) async fn pod_cidrs(&mut self) -> Result<Vec<IpNet>, Error> {
+        info!("waiting for the Node's podCIDRs");
+        let waiting = time::timeout(POD_CIDR_PATIENCE, self.first_pod_cidrs());
+        let cidrs = waiting.await.unwrap_or(Err(Error::NoPodCidrs))?;
+        self.pod_cidrs = Some(cidrs.clone());
+        Ok(cidrs)
+    }
+
+    async fn first_pod_cidrs(&mut self) -> Result<Vec<IpNet>, Error> {
+        let mut looked_at = 0;
+        loop {
+            for change in self.held.range(looked_at..) {
+                if let Change::Node(Node { pod_cidrs, .. }) = change
+                    && !pod_cidrs.is_empty()
+                {
+                    return Ok(pod_cidrs.clone());
+                }
+            }
+            looked_at = self.held.len();
+            let change = self.receive().await?.ok_or(Error::NoPodCidrs)?;
+            self.held.push_back(change);
+        }
+    }
+
+    /// The next change; `None` when the source has ended.
+    pub(crate) async fn next(&mut self) -> Result<Option<Change>, Error> {
+        match self.held.pop_front() {
+            Some(change) => Ok(Some(change)),
+            None => self.receive().await,
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Option<Change>, Error> {
+        let mut change = self.changes.recv().await;
+        if let Some(Change::Node(node)) = &mut change {
+            if self
+                .pod_cidrs
+                .as_ref()
+                .is_some_and(|cidrs| node.pod_cidrs != *cidrs)
+            {
+                return Err(Error::PodCidrsChanged);
+            }
+            if let Some(primary) = self.bind_address {
+                node.addresses
+                    .retain(|address| address.is_ipv4() != primary.is_ipv4());
+                node.addresses.insert(0, primary);
+            }
+        }
+        Ok(change)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Change {
+        Change::Node(Node {
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            pod_cidrs: pod_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+            ..Node::default()
+        })
+    }
+
+    #[tokio::test]
+    async fn a_bind_address_is_the_node_s_primary_one() {
+        let (sink, changes) = mpsc::unbounded_channel();
+        let mut relay = Relay::new(changes, Some("192.0.2.9".parse().unwrap()));
+        sink.send(node(&["192.0.2.1", "fd00::1", "192.0.2.2"], &[]))
+            .unwrap();
+        drop(sink);
+        assert_eq!(relay.next().await.unwrap(), Some(node(&["192.0.2.9"], &[])));
+        assert_eq!(
+            relay.next().await.unwrap(),
+            Some(node(&["192.0.2.9", "fd00::1"], &[]))
+        );
+        assert_eq!(relay.next().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn pod_cidrs_are_waited_for_and_nothing_is_lost() {
+        let (sink, changes) = mpsc::unbounded_channel();
+        let mut relay = Relay::new(changes, None);
+        let sent = [node(&[], &[]), Change::Synced, node(&[], &["10.244.1.0/24"])];
+        sent.iter().for_each(|change| sink.send(change.clone()).unwrap());
+        relay.ready().await.unwrap();
+        assert_eq!(
+            relay.pod_cidrs().await.unwrap(),
+            ["10.244.1.0/24".parse().unwrap()]
+        );
+        for change in sent {
+            assert_eq!(relay.next().await.unwrap(), Some(change));
+        }
+        sink.send(node(&["192.0.2.1"], &["10.244.1.0/24"])).unwrap();
+        assert!(relay.next().await.is_ok());
+        sink.send(node(&["192.0.2.1"], &["10.244.2.0/24"])).unwrap();
+        assert!(matches!(relay.next().await, Err(Error::PodCidrsChanged)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pod_cidrs_that_do_not_come_are_an_error() {
+        let (_sink, changes) = mpsc::unbounded_channel();
+        let mut relay = Relay::new(changes, None);
+        assert!(matches!(relay.pod_cidrs().await, Err(Error::NoPodCidrs)));
+    }
+}

@@ -1,0 +1,21 @@
+//! Where the proxier's objects come from.
+
+use proxier::model::Change;
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::warn;
+
+use crate::objects::Problem;
+
+pub(crate) mod api;
+mod documents;
+pub(crate) mod manifests;
+
+/// Where a source sends what it learns.
+pub(crate) type Sink = UnboundedSender<Change>;
+
+/// Tells what of an object cannot be used; the rest of it is.
+fn report(kind: &str, name: &str, problems: &[Problem]) {
+    for problem in problems {
+        warn!("{kind} {name}: {problem}");
+    }
+}
