@@ -67,6 +67,7 @@ pub(crate) async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> R
         (None, Some(url)) => plain_config(url)?,
         (None, None) => kube::Config::incluster().map_err(Error::NotInCluster)?,
     };
+    info!("following the API server at {}", config.cluster_url);
     Client::try_from(config).map_err(Error::Client)
 }
 
@@ -238,11 +239,11 @@ impl Trouble {
     fn report(&mut self, plural: &str, error: &watcher::Error) {
         // The API server has forgotten what we know: the watcher lists anew.
         if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
-            return debug!("listing {plural} anew: {error}");
+            return debug!("listing {plural} anew: {}", reason(error));
         }
         if self.reported.is_none_or(|at| at.elapsed() >= REPEAT_WARNING) {
             self.reported = Some(Instant::now());
-            warn!("cannot watch {plural}, trying again: {error}");
+            warn!("cannot watch {plural}, trying again: {}", reason(error));
         }
     }
 
@@ -251,6 +252,22 @@ impl Trouble {
             info!("watching {plural} again");
         }
     }
+}
+
+/// What is at the bottom of an error: what the API server said, or why it did not.
+fn reason(error: &watcher::Error) -> String {
+    if let watcher::Error::WatchError(status)
+    | watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+    | watcher::Error::WatchFailed(kube::Error::Api(status)) = error
+    {
+        return format!("the API server answers {} {}", status.code, status.message);
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]

@@ -159,7 +159,11 @@ fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
     // Whoever may write the directory may program Services: there is no reason to limit the size of a file.
     let options: Options = serde_saphyr::options! { budget: None, with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let message = error.render_with_formatter(&UserMessageFormatter);
+        let message = match error.without_snippet() {
+            // It would name Rust's type.
+            serde_saphyr::Error::InvalidScalar { .. } => "this field cannot have such a value".to_owned(),
+            error => error.render_with_formatter(&UserMessageFormatter),
+        };
         let Some(location) = error.location() else {
             return (1, message);
         };
@@ -170,7 +174,7 @@ fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
             .unwrap_or_default()
             .saturating_sub(1);
         let quoted = text.lines().nth(index).unwrap_or_default().trim();
-        (location.line(), format!("{message} in `{quoted}`"))
+        (location.line(), format!("{message}: `{quoted}`"))
     })
 }
 
@@ -268,7 +272,7 @@ kind: Service
             ),
             (
                 "apiVersion: v1\nkind: Service\nspec:\n  ports:\n  - port: http",
-                "document 2, line 10: invalid i64 in `- port: http`",
+                "document 2, line 10: this field cannot have such a value: `- port: http`",
             ),
             (
                 "apiVersion: v1\nkind: Service\nmetadata:\n  name: b\n   labels: {}",
