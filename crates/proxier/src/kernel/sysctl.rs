@@ -170,12 +170,6 @@ fn path(root: &Path, name: &str) -> PathBuf {
     root.join(name.replace('.', "/"))
 }
 
-/// Whether the kernel has IPv6, and not switched off for all interfaces (`net.ipv6.conf.all.disable_ipv6`).
-pub fn has_ipv6() -> bool {
-    let disabled = fs::read_to_string(path(Path::new(ROOT), "net.ipv6.conf.all.disable_ipv6"));
-    disabled.is_ok_and(|disabled| disabled.trim() == "0")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
