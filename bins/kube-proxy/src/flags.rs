@@ -44,151 +44,50 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'sta
     }
 }
 
+// One row a flag, however long.
+#[rustfmt::skip]
 const FLAGS: &[Flag] = &[
     // Where the objects come from.
-    flag(
-        "kubeconfig",
-        Kind::Text,
-        "",
-        "File that says how to reach the API server; else the Pod's own account",
-    ),
-    flag(
-        "master",
-        Kind::Text,
-        "",
-        "URL of the API server, instead of the kubeconfig's",
-    ),
-    flag(
-        "manifests",
-        Kind::Text,
-        "",
-        "Directory of manifests to take Services from, instead of an API server",
-    ),
-    flag(
-        "config-sync-period",
-        Kind::Duration,
-        "15m",
-        "Accepted; a watch that resumes needs no refresh",
-    ),
+    flag("kubeconfig", Kind::Text, "",
+         "File that says how to reach the API server; else the Pod's own account"),
+    flag("master", Kind::Text, "", "URL of the API server, instead of the kubeconfig's"),
+    flag("manifests", Kind::Text, "",
+         "Directory of manifests to take Services from, instead of an API server"),
+    flag("config-sync-period", Kind::Duration, "15m", "Accepted; a watch that resumes needs no refresh"),
     // Who we are.
-    flag(
-        "hostname-override",
-        Kind::Text,
-        "",
-        "Name of this node's object, instead of the host's name",
-    ),
-    flag(
-        "bind-address",
-        Kind::Text,
-        "0.0.0.0",
-        "Primary address of this node, instead of its object's; 0.0.0.0 or :: for none",
-    ),
+    flag("hostname-override", Kind::Text, "", "Name of this node's object, instead of the host's name"),
+    flag("bind-address", Kind::Text, "0.0.0.0",
+         "Primary address of this node, instead of its object's; 0.0.0.0 or :: for none"),
     // Whose traffic is masqueraded.
-    flag(
-        "detect-local-mode",
-        Kind::Text,
-        "ClusterCIDR",
-        "How traffic of pods is told from other traffic: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix",
-    ),
-    flag(
-        "cluster-cidr",
-        Kind::Text,
-        "",
-        "Pods' addresses in the cluster, for ClusterCIDR: one CIDR, or one of each family with a comma between",
-    ),
-    flag(
-        "pod-bridge-interface",
-        Kind::Text,
-        "",
-        "Bridge of the pods, for BridgeInterface",
-    ),
-    flag(
-        "pod-interface-name-prefix",
-        Kind::Text,
-        "",
-        "Beginning of the names of pods' interfaces, for InterfaceNamePrefix",
-    ),
-    flag(
-        "masquerade-all",
-        Kind::Switch,
-        "false",
-        "Masquerade all traffic to ClusterIPs",
-    ),
-    flag(
-        "iptables-masquerade-bit",
-        Kind::Number,
-        "14",
-        "Bit of the packet mark that asks for masquerading, 0 to 31",
-    ),
-    flag(
-        "nodeport-addresses",
-        Kind::List,
-        "",
-        "CIDRs of the node addresses that answer on node ports, or the word primary; all if empty",
-    ),
+    flag("detect-local-mode", Kind::Text, "ClusterCIDR",
+         "How traffic of pods is told from other traffic: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix"),
+    flag("cluster-cidr", Kind::Text, "",
+         "Pods' addresses, for ClusterCIDR: one CIDR, or one of each family with a comma between"),
+    flag("pod-bridge-interface", Kind::Text, "", "Bridge of the pods, for BridgeInterface"),
+    flag("pod-interface-name-prefix", Kind::Text, "",
+         "Beginning of the names of pods' interfaces, for InterfaceNamePrefix"),
+    flag("masquerade-all", Kind::Switch, "false", "Masquerade all traffic to ClusterIPs"),
+    flag("iptables-masquerade-bit", Kind::Number, "14",
+         "Bit of the packet mark that asks for masquerading, 0 to 31"),
+    // Node ports.
+    flag("nodeport-addresses", Kind::List, "",
+         "CIDRs of the node addresses that answer on node ports, or the word primary; all if empty"),
     // IPVS.
     flag("proxy-mode", Kind::Text, "ipvs", "Only ipvs"),
-    flag(
-        "ipvs-scheduler",
-        Kind::Text,
-        "rr",
-        "Scheduler of every virtual server",
-    ),
-    flag(
-        "ipvs-exclude-cidrs",
-        Kind::List,
-        "",
-        "CIDRs in which virtual servers of others are left alone",
-    ),
-    flag(
-        "ipvs-strict-arp",
-        Kind::Switch,
-        "false",
-        "Answer ARP for addresses of the receiving interface only",
-    ),
-    flag(
-        "ipvs-sync-period",
-        Kind::Duration,
-        "30s",
-        "How often the kernel's state is read back and mended",
-    ),
-    flag(
-        "ipvs-min-sync-period",
-        Kind::Duration,
-        "0s",
-        "Least time between two updates of the kernel",
-    ),
-    flag(
-        "ipvs-tcp-timeout",
-        Kind::Duration,
-        "0s",
-        "Timeout of idle TCP connections; 0 leaves the kernel's",
-    ),
-    flag(
-        "ipvs-tcpfin-timeout",
-        Kind::Duration,
-        "0s",
-        "Timeout of TCP connections after a FIN; 0 leaves the kernel's",
-    ),
-    flag(
-        "ipvs-udp-timeout",
-        Kind::Duration,
-        "0s",
-        "Timeout of idle UDP flows; 0 leaves the kernel's",
-    ),
-    flag(
-        "ipvs-drain-timeout",
-        Kind::Duration,
-        "15m",
-        "How long a server that is no longer wanted may keep its last TCP connections",
-    ),
+    flag("ipvs-scheduler", Kind::Text, "rr", "Scheduler of every virtual server"),
+    flag("ipvs-exclude-cidrs", Kind::List, "", "CIDRs in which virtual servers of others are left alone"),
+    flag("ipvs-strict-arp", Kind::Switch, "false",
+         "Answer ARP for addresses of the receiving interface only"),
+    flag("ipvs-sync-period", Kind::Duration, "30s", "How often the kernel's state is read back and mended"),
+    flag("ipvs-min-sync-period", Kind::Duration, "0s", "Least time between two updates of the kernel"),
+    flag("ipvs-tcp-timeout", Kind::Duration, "0s", "Timeout of idle TCP connections; 0 leaves the kernel's"),
+    flag("ipvs-tcpfin-timeout", Kind::Duration, "0s",
+         "Timeout of TCP connections after a FIN; 0 leaves the kernel's"),
+    flag("ipvs-udp-timeout", Kind::Duration, "0s", "Timeout of idle UDP flows; 0 leaves the kernel's"),
+    flag("ipvs-drain-timeout", Kind::Duration, "15m",
+         "How long a server that is no longer wanted may keep its last TCP connections"),
     // This program.
-    flag(
-        "dry-run",
-        Kind::Switch,
-        "false",
-        "Print what would be programmed, and exit",
-    ),
+    flag("dry-run", Kind::Switch, "false", "Print what would be programmed, and exit"),
     flag("version", Kind::Switch, "false", "Print the version, and exit"),
     flag("v", Kind::Number, "0", "Verbosity of the log: 4 and 6 add detail"),
 ];

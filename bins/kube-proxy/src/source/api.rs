@@ -161,10 +161,7 @@ impl<K: Object> Watch<K> {
             match event {
                 Ok(event) => self.take(event),
                 Err(error) if self.is_refused(&error) => {
-                    debug!(
-                        "the API server does not stream lists of {}: {error}",
-                        K::plural(&())
-                    );
+                    debug!("listing {} without a stream: {}", K::plural(&()), reason(&error));
                     self.config.initial_list_strategy = InitialListStrategy::ListWatch;
                     events = self.events();
                 }
