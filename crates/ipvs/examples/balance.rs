@@ -1,19 +1,18 @@
 //! Spreads the TCP connections to an address over servers: `balance 10.0.0.1:80 10.1.0.1:8080 10.1.0.2:8080`.
 //!
-//! The address has to be one of this machine's.
+//! The address has to be one of this machine's. `ipvsadm -D -t 10.0.0.1:80` ends it.
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 
 use ipvs::{Command, Destination, Handle, Protocol, Scheduler, Service, ServiceKey};
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let addresses: Vec<SocketAddr> = std::env::args()
-        .skip(1)
-        .map(|argument| argument.parse())
-        .collect::<Result<_, _>>()?;
-    let [address, servers @ ..] = addresses.as_slice() else {
-        return Err("usage: balance ADDRESS:PORT SERVER:PORT...".into());
+async fn main() -> ExitCode {
+    let addresses: Result<Vec<SocketAddr>, _> = std::env::args().skip(1).map(|word| word.parse()).collect();
+    let Ok([address, servers @ ..]) = addresses.as_deref() else {
+        eprintln!("usage: balance ADDRESS:PORT SERVER:PORT...");
+        return ExitCode::from(2);
     };
 
     let key = ServiceKey::address(*address, Protocol::Tcp);
@@ -23,6 +22,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             .iter()
             .map(|server| Command::NewDestination(key, Destination::new(*server))),
     );
-    let results = Handle::connect().await?.batch(&commands).await;
-    Ok(results.into_iter().collect::<Result<(), _>>()?)
+
+    let results = match Handle::connect().await {
+        Ok(mut handle) => handle.batch(&commands).await,
+        Err(error) => vec![Err(error)],
+    };
+    let mut status = ExitCode::SUCCESS;
+    for error in results.into_iter().filter_map(Result::err) {
+        eprintln!("balance: {error}");
+        status = ExitCode::FAILURE;
+    }
+    status
 }

@@ -155,7 +155,7 @@ impl Error {
 fn hint(command: &Command, errno: Errno) -> Option<&'static str> {
     match (command, errno) {
         (Command::NewService(_) | Command::SetService(_), Errno::INVAL) => {
-            Some("the fwmark is 0, the IPv6 prefix length not from 1 to 128, or a flag not the scheduler's")
+            Some("the fwmark is 0, or the IPv6 prefix length not from 1 to 128")
         }
         (Command::NewDestination(..) | Command::SetDestination(..), Errno::RANGE) => {
             Some("the weight is above 2147483647, or the lower threshold above the upper")

@@ -1,3 +1,5 @@
+use std::fmt;
+
 use netlink_batch::{Errno, Socket};
 use netlink_packet_core::{DecodeError, Emitable, NetlinkMessage};
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
@@ -15,10 +17,18 @@ use crate::{
 /// The kernel has no notifications for IPVS: what others change is seen by asking again. It reads its table piece
 /// by piece and without a mark of consistency, so that what is added or deleted during a dump may be missing from
 /// it, and something else too: dump again before acting on what is *not* there, if others might have written.
-#[derive(Debug)]
 pub struct Handle {
     socket: Socket,
     family_id: u16,
+}
+
+/// Without the socket's buffers.
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle")
+            .field("family_id", &self.family_id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Handle {
@@ -232,7 +242,7 @@ async fn family_id(socket: &mut Socket) -> Result<u16, Error> {
         .ok_or_else(|| Error::Decode("CTRL_ATTR_FAMILY_ID is missing".to_owned()))
 }
 
-fn message<F: GenlFamily + Emitable + std::fmt::Debug>(
+fn message<F: GenlFamily + Emitable + fmt::Debug>(
     payload: F,
     family_id: u16,
 ) -> NetlinkMessage<GenlMessage<F>> {

@@ -362,7 +362,7 @@ fn what_cannot_be_is_refused_with_a_hint() {
                     netmask: Netmask::prefix(129),
                     ..round_robin(ipv6)
                 }),
-                "the IPv6 prefix length not from 1 to 128",
+                "prefix length not from 1 to 128",
             ),
             (
                 Command::NewDestination(key, server("224.0.0.1:80")),
