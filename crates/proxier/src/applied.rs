@@ -1,7 +1,7 @@
 //! What the kernel is known to hold.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -12,7 +12,7 @@ use crate::{
     diff::Operation,
     kernel::{
         Observed, link,
-        netfilter::{self, Element, Treatment},
+        netfilter::{self, Element},
     },
     wanted::Key,
 };
@@ -21,10 +21,8 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     pub(crate) servers: HashMap<ServiceKey, Server>,
-    pub(crate) treatments: HashMap<ServiceKey, Treatment>,
+    elements: HashMap<Key, BTreeSet<Element>>,
     pub(crate) addresses: HashSet<IpAddr>,
-    pub(crate) guarded: HashSet<IpAddr>,
-    pub(crate) hairpins: HashSet<IpAddr>,
     /// Addresses on kube-ipvs0 that are somebody else's business (`--ipvs-exclude-cidrs`).
     excluded: Vec<IpNet>,
 }
@@ -42,37 +40,58 @@ impl Applied {
     /// What was read from the kernel.
     ///
     /// A virtual server is ours if the kernel's own records say so: its address is on kube-ipvs0, or an
-    /// element of our nftables map names it. On the excluded CIDRs nothing is ours until a Service wants it.
+    /// element of our nftables maps names it. On the excluded CIDRs nothing is ours until a Service wants it.
     pub fn new(observed: Observed, excluded: &[IpNet]) -> Self {
-        let mut applied = Self {
-            excluded: excluded.to_vec(),
-            ..Self::default()
-        };
+        let mut applied = Self { excluded: excluded.to_vec(), ..Self::default() };
         applied.addresses = observed.addresses.into_iter().collect();
-        observed
-            .elements
-            .into_iter()
-            .for_each(|element| applied.record_element(element));
+        observed.elements.into_iter().for_each(|element| applied.insert(element));
+        let marks: HashSet<_> = applied.marks().map(|(key, mark)| (key.family(), mark)).collect();
         for (service, destinations) in observed.servers {
             let key = service.key;
             let ours = match key {
                 ServiceKey::Address { address, .. } => {
                     !applied.is_excluded(&address)
-                        && (applied.addresses.contains(&address) || applied.treatments.contains_key(&key))
+                        && (applied.addresses.contains(&address) || applied.elements.contains_key(&Key::Server(key)))
                 }
-                ServiceKey::Fwmark { .. } => false,
+                ServiceKey::Fwmark { family, mark } => marks.contains(&(family, mark)),
             };
             let destinations = destinations.into_iter().map(|d| (d.socket_addr(), d)).collect();
-            applied.servers.insert(
-                key,
-                Server {
-                    service,
-                    destinations,
-                    ours,
-                },
-            );
+            applied.servers.insert(key, Server { service, destinations, ours });
         }
         applied
+    }
+
+    /// The netfilter elements that belong to an object.
+    pub(crate) fn elements(&self, key: &Key) -> BTreeSet<Element> {
+        self.elements.get(key).cloned().unwrap_or_default()
+    }
+
+    /// The firewall marks of virtual servers that have one.
+    pub(crate) fn marks(&self) -> impl Iterator<Item = (ServiceKey, u32)> {
+        self.elements.iter().filter_map(|(key, elements)| {
+            let mark = elements.iter().find_map(|element| match element {
+                Element::Mark(_, mark) => Some(*mark),
+                _ => None,
+            });
+            match key {
+                Key::Server(server) => Some((*server, mark?)),
+                Key::Address(_) | Key::Hairpin(_) => None,
+            }
+        })
+    }
+
+    fn insert(&mut self, element: Element) {
+        self.elements.entry(Key::of_element(&element)).or_default().insert(element);
+    }
+
+    fn remove(&mut self, element: &Element) {
+        let key = Key::of_element(element);
+        if let Some(elements) = self.elements.get_mut(&key) {
+            elements.remove(element);
+            if elements.is_empty() {
+                self.elements.remove(&key);
+            }
+        }
     }
 
     /// Whether an address on kube-ipvs0 is left alone while no Service wants it.
@@ -80,22 +99,13 @@ impl Applied {
         self.excluded.iter().any(|cidr| cidr.contains(address))
     }
 
-    /// All that is ours.
+    /// All that is ours. A virtual server by firewall mark belongs to the one that has the mark.
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
-        let servers = self
-            .servers
-            .iter()
-            .filter(|(_, server)| server.ours)
-            .map(|(key, _)| Key::Server(*key));
-        let treatments = self.treatments.keys().copied().map(Key::Server);
-        let addresses = self
-            .addresses
-            .iter()
-            .chain(&self.guarded)
-            .copied()
-            .map(Key::Address);
-        let hairpins = self.hairpins.iter().copied().map(Key::Hairpin);
-        servers.chain(treatments).chain(addresses).chain(hairpins)
+        let by_address = |key: &ServiceKey| matches!(key, ServiceKey::Address { .. });
+        let servers = self.servers.iter().filter(move |(key, server)| server.ours && by_address(key));
+        let servers = servers.map(|(key, _)| Key::Server(*key));
+        let addresses = self.addresses.iter().copied().map(Key::Address);
+        servers.chain(addresses).chain(self.elements.keys().copied())
     }
 
     /// The real servers of ours that get no new connections.
@@ -110,59 +120,14 @@ impl Applied {
     /// Takes note that the kernel has done `operation`.
     pub(crate) fn record(&mut self, operation: &Operation) {
         match operation {
-            Operation::Netfilter(netfilter::Update::Add(element)) => self.record_element(*element),
-            Operation::Netfilter(netfilter::Update::Remove(element)) => match *element {
-                Element::Service {
-                    address,
-                    protocol,
-                    port,
-                    ..
-                } => {
-                    self.treatments.remove(&ServiceKey::Address {
-                        address,
-                        protocol,
-                        port,
-                    });
-                }
-                Element::ServiceAddress(address) => {
-                    self.guarded.remove(&address);
-                }
-                Element::Hairpin(address) => {
-                    self.hairpins.remove(&address);
-                }
-            },
+            Operation::Netfilter(netfilter::Update::Add(element)) => self.insert(*element),
+            Operation::Netfilter(netfilter::Update::Remove(element)) => self.remove(element),
             Operation::Ipvs(command) => self.record_ipvs(command),
             Operation::Link(link::Update::Add(address)) => {
                 self.addresses.insert(*address);
             }
             Operation::Link(link::Update::Remove(address)) => {
                 self.addresses.remove(address);
-            }
-        }
-    }
-
-    fn record_element(&mut self, element: Element) {
-        match element {
-            Element::Service {
-                address,
-                protocol,
-                port,
-                treatment,
-            } => {
-                self.treatments.insert(
-                    ServiceKey::Address {
-                        address,
-                        protocol,
-                        port,
-                    },
-                    treatment,
-                );
-            }
-            Element::ServiceAddress(address) => {
-                self.guarded.insert(address);
-            }
-            Element::Hairpin(address) => {
-                self.hairpins.insert(address);
             }
         }
     }

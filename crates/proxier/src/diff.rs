@@ -6,7 +6,7 @@
 //! some to others (A11).
 
 use std::{
-    collections::{HashSet, hash_map::DefaultHasher},
+    collections::{BTreeSet, HashSet, hash_map::DefaultHasher},
     fmt,
     hash::{Hash, Hasher},
     net::{IpAddr, SocketAddr},
@@ -18,9 +18,9 @@ use crate::{
     applied::{Applied, Server},
     kernel::{
         link,
-        netfilter::{self, Element, Treatment},
+        netfilter::{self, Element},
     },
-    plan::Frontend,
+    plan::RealServers,
     wanted::{Key, Wanted},
 };
 
@@ -105,21 +105,11 @@ pub fn diff(
 ) -> Vec<Step> {
     let mut phases = Phases::default();
     for key in keys {
+        phases.elements(key, &wanted.elements(&key), &applied.elements(&key));
         match key {
-            Key::Server(server) => {
-                let states = (wanted.server(&server), applied.servers.get(&server));
-                phases.treatment(key, server, states.0, applied.treatments.get(&server));
-                phases.server(key, server, states, circumstances);
-            }
+            Key::Server(server) => phases.servers(key, server, wanted, applied, circumstances),
             Key::Address(address) => phases.address(key, address, wanted.address(&address), applied),
-            Key::Hairpin(address) => {
-                let element = Element::Hairpin(address);
-                match (wanted.hairpin(&address), applied.hairpins.contains(&address)) {
-                    (true, false) => push(&mut phases.prepare, key, netfilter::Update::Add(element)),
-                    (false, true) => push(&mut phases.finish, key, netfilter::Update::Remove(element)),
-                    _ => {}
-                }
-            }
+            Key::Hairpin(_) => {}
         }
     }
     phases.in_order()
@@ -159,97 +149,64 @@ impl Phases {
             .collect()
     }
 
-    fn treatment(
-        &mut self,
-        key: Key,
-        server: ServiceKey,
-        wanted: Option<&Frontend>,
-        has: Option<&Treatment>,
-    ) {
-        let ServiceKey::Address {
-            address,
-            protocol,
-            port,
-        } = server
-        else {
-            return;
-        };
-        let element = |treatment| Element::Service {
-            address,
-            protocol,
-            port,
-            treatment,
-        };
-        let wants = wanted.map(|frontend| frontend.treatment);
-        match (wants, has.copied()) {
-            (Some(wants), Some(has)) if wants != has => {
-                push(&mut self.prepare, key, netfilter::Update::Remove(element(has)));
-                push(&mut self.prepare, key, netfilter::Update::Add(element(wants)));
-            }
-            (Some(wants), None) => push(&mut self.prepare, key, netfilter::Update::Add(element(wants))),
-            (None, Some(has)) => push(&mut self.finish, key, netfilter::Update::Remove(element(has))),
-            _ => {}
-        }
+    /// While an object is wanted, its elements are replaced before anything else. The last go at the end.
+    fn elements(&mut self, key: Key, wanted: &BTreeSet<Element>, has: &BTreeSet<Element>) {
+        let phase = if wanted.is_empty() { &mut self.finish } else { &mut self.prepare };
+        has.difference(wanted).for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
+        wanted.difference(has).for_each(|element| push(phase, key, netfilter::Update::Add(*element)));
     }
 
-    fn server(
-        &mut self,
-        key: Key,
-        server: ServiceKey,
-        (wanted, has): (Option<&Frontend>, Option<&Server>),
-        circumstances: Circumstances<'_>,
-    ) {
-        let commands = match (wanted, has) {
-            (Some(wanted), Some(has)) => edit(wanted, has, circumstances),
-            (Some(wanted), None) => create(wanted, circumstances),
-            (None, Some(has)) if has.ours => vec![Command::DelService(server)],
-            _ => Vec::new(),
-        };
-        self.servers.extend(commands.into_iter().map(|c| Step {
-            key,
-            operation: Operation::Ipvs(c),
-        }));
+    /// The virtual server, and the one for clients in the cluster.
+    fn servers(&mut self, key: Key, server: ServiceKey, wanted: &Wanted, applied: &Applied, circumstances: Circumstances<'_>) {
+        let family = server.family();
+        let by_mark = |mark| ServiceKey::Fwmark { family, mark };
+        let frontend = wanted.server(&server);
+        let mut wants: Vec<(ipvs::Service, &RealServers)> = Vec::new();
+        if let Some(frontend) = frontend {
+            wants.push((frontend.virtual_server.clone(), &frontend.real_servers));
+            if let Some((mark, real_servers)) = wanted.in_cluster(&server) {
+                wants.push((ipvs::Service { key: by_mark(mark), ..frontend.virtual_server.clone() }, real_servers));
+            }
+        }
+        let marks = applied.elements(&key).into_iter().filter_map(|element| match element {
+            Element::Mark(_, mark) => Some(by_mark(mark)),
+            _ => None,
+        });
+        let unwanted = [server].into_iter().chain(marks).filter(|has| !wants.iter().any(|(service, _)| service.key == *has));
+        let deleted: Vec<_> = unwanted
+            .filter(|unwanted| applied.servers.get(unwanted).is_some_and(|server| server.ours))
+            .map(Command::DelService)
+            .collect();
+        let changed = wants.into_iter().flat_map(|(service, real_servers)| match applied.servers.get(&service.key) {
+            Some(has) => edit(&service, real_servers, has, circumstances),
+            None => create(&service, real_servers, circumstances),
+        });
+        changed.chain(deleted).for_each(|command| push(&mut self.servers, key, command));
     }
 
     fn address(&mut self, key: Key, address: IpAddr, wanted: bool, applied: &Applied) {
-        let element = Element::ServiceAddress(address);
-        let (bound, guarded) = (
-            applied.addresses.contains(&address),
-            applied.guarded.contains(&address),
-        );
-        if wanted {
-            if !guarded {
-                push(&mut self.prepare, key, netfilter::Update::Add(element));
-            }
-            if !bound {
-                push(&mut self.bind, key, link::Update::Add(address));
-            }
-        } else {
-            if bound && (guarded || !applied.is_excluded(&address)) {
-                push(&mut self.unbind, key, link::Update::Remove(address));
-            }
-            if guarded {
-                push(&mut self.finish, key, netfilter::Update::Remove(element));
-            }
+        // What is excluded is ours if our own element says so.
+        let ours = !applied.is_excluded(&address) || !applied.elements(&key).is_empty();
+        match (wanted, applied.addresses.contains(&address)) {
+            (true, false) => push(&mut self.bind, key, link::Update::Add(address)),
+            (false, true) if ours => push(&mut self.unbind, key, link::Update::Remove(address)),
+            _ => {}
         }
     }
 }
 
-fn create(wanted: &Frontend, circumstances: Circumstances<'_>) -> Vec<Command> {
-    let service = &wanted.virtual_server;
-    let mut commands = vec![Command::NewService(service.clone())];
-    let added = wanted.real_servers.usable.iter().copied().collect();
-    let added = in_order_of_insertion(added, service, circumstances.node);
-    commands.extend(
-        added
-            .into_iter()
-            .map(|a| Command::NewDestination(service.key, Destination::new(a))),
-    );
-    commands
+fn create(service: &ipvs::Service, wanted: &RealServers, circumstances: Circumstances<'_>) -> Vec<Command> {
+    let added = in_order_of_insertion(wanted.usable.iter().copied().collect(), service, circumstances.node);
+    let added = added.into_iter().map(|a| Command::NewDestination(service.key, Destination::new(a)));
+    [Command::NewService(service.clone())].into_iter().chain(added).collect()
 }
 
-fn edit(wanted: &Frontend, has: &Server, circumstances: Circumstances<'_>) -> Vec<Command> {
-    let service = &wanted.virtual_server;
+fn edit(
+    service: &ipvs::Service,
+    wanted: &RealServers,
+    has: &Server,
+    circumstances: Circumstances<'_>,
+) -> Vec<Command> {
     let key = service.key;
     let mut commands = Vec::new();
     if !same_settings(service, &has.service) {
@@ -257,7 +214,7 @@ fn edit(wanted: &Frontend, has: &Server, circumstances: Circumstances<'_>) -> Ve
     }
 
     let (mut added, mut raised, mut removed) = (Vec::new(), Vec::new(), Vec::new());
-    for address in &wanted.real_servers.usable {
+    for address in &wanted.usable {
         match has.destinations.get(address) {
             None => added.push(*address),
             Some(destination) if *destination != Destination::new(*address) => {
@@ -267,10 +224,10 @@ fn edit(wanted: &Frontend, has: &Server, circumstances: Circumstances<'_>) -> Ve
         }
     }
     for (address, destination) in &has.destinations {
-        if wanted.real_servers.usable.contains(address) {
+        if wanted.usable.contains(address) {
             continue;
         }
-        let may_stay = wanted.real_servers.leaving.contains(address)
+        let may_stay = wanted.leaving.contains(address)
             && !circumstances.drained.contains(&(key, *address));
         if !may_stay {
             removed.push(Command::DelDestination(key, *address));

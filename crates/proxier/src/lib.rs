@@ -22,6 +22,7 @@ pub mod diff;
 mod drain;
 mod endpoints;
 pub mod kernel;
+mod marks;
 pub mod model;
 pub mod plan;
 pub mod planner;

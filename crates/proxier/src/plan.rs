@@ -6,8 +6,12 @@
 //! | address | bound to kube-ipvs0 | endpoints chosen by | new flows |
 //! |---|---|---|---|
 //! | ClusterIP | yes | `internalTrafficPolicy` | masqueraded unless a pod sends them |
-//! | external IP, load-balancer IP | unless it is the node's own | `externalTrafficPolicy` | masqueraded, or left alone if that is Local |
-//! | node port on a node address | never | `externalTrafficPolicy` | the same |
+//! | external IP | unless it is the node's own | `externalTrafficPolicy` | masqueraded, or left alone if that is Local |
+//! | load-balancer IP | unless it is the node's own | `externalTrafficPolicy` | the same, for clients in `loadBalancerSourceRanges` |
+//! | node port on a node address | never | `externalTrafficPolicy` | masqueraded, or left alone if that is Local |
+//!
+//! `externalTrafficPolicy: Local` is about clients outside of the cluster: they reach the endpoints on this node,
+//! or nothing. Clients in the cluster reach every endpoint ([`Frontend::in_cluster`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,13 +20,14 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use ipvs::{Family, Protocol, Scheduler, ServiceFlags, ServiceKey};
 
 use crate::{
     config::{Config, NodePortAddresses},
     endpoints::{Endpoints, Place},
-    kernel::netfilter::Treatment,
-    model::{EndpointSlice, Node, Service, TrafficPolicy},
+    kernel::netfilter::{External, Treatment},
+    model::{EndpointSlice, Node, Service, SourceRanges, TrafficPolicy},
 };
 
 /// The kernel objects that one Service wants.
@@ -43,8 +48,13 @@ pub struct Frontend {
     pub virtual_server: ipvs::Service,
     /// Its real servers. Frontends of one port and policy share them.
     pub real_servers: Arc<RealServers>,
+    /// The real servers for clients in the cluster where they are others (E1): a second virtual server by
+    /// firewall mark, because the kernel has one list of real servers for an address and port.
+    pub in_cluster: Option<Arc<RealServers>>,
     /// What happens to its new flows before IPVS takes them.
     pub treatment: Treatment,
+    /// The clients that [`Treatment::Restricted`] admits: no two ranges overlap.
+    pub source_ranges: BTreeSet<IpNet>,
 }
 
 /// The real servers of a virtual server.
@@ -116,71 +126,110 @@ pub fn plan<'a>(
         }
         plan.addresses.insert(*cluster_ip);
         let of_family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
-            addresses
-                .iter()
-                .copied()
-                .filter(|a| Family::of(*a) == family)
-                .collect()
+            addresses.iter().copied().filter(|a| Family::of(*a) == family).collect()
         };
-        let announced = [
-            of_family(&service.external_ips),
-            of_family(&service.load_balancer_ips),
-        ]
-        .concat();
-        plan.addresses
-            .extend(announced.iter().filter(|a| !node.own_addresses.contains(a)));
+        let (external_ips, balancer_ips) = (of_family(&service.external_ips), of_family(&service.load_balancer_ips));
+        let announced = external_ips.iter().chain(&balancer_ips);
+        plan.addresses.extend(announced.filter(|a| !node.own_addresses.contains(a)));
 
         for port in &service.ports {
             let endpoints = Endpoints::merge(slices.clone(), port, family, &config.node_name);
-            let real_servers = |usable| Arc::new(RealServers::new(usable, &endpoints, port.protocol));
-            let internal = real_servers(match service.internal_traffic_policy {
-                TrafficPolicy::Cluster => endpoints.of_cluster(place),
-                TrafficPolicy::Local => endpoints.of_node().unwrap_or_default(),
-            });
-            let (external, external_treatment) = match service.external_traffic_policy {
-                TrafficPolicy::Cluster => (real_servers(endpoints.of_cluster(place)), Treatment::Masquerade),
-                // Without an endpoint here the servers are those of the cluster, for clients in it.
-                TrafficPolicy::Local => (
-                    real_servers(endpoints.of_node().unwrap_or_else(|| endpoints.of_cluster(place))),
-                    Treatment::Accept,
-                ),
-            };
             plan.hairpins.extend(endpoints.local().map(|a| a.ip()));
-
-            let mut add = |address, number: NonZeroU16, real_servers: &Arc<RealServers>, treatment| {
-                let key = ServiceKey::Address {
-                    address,
-                    protocol: port.protocol,
-                    port: number.get(),
-                };
+            let mut add = |address: IpAddr, number: NonZeroU16, side: &Side, source_ranges: Option<BTreeSet<IpNet>>| {
+                let key = ServiceKey::Address { address, protocol: port.protocol, port: number.get() };
                 let frontend = Frontend {
                     virtual_server: virtual_server(key, service, config),
-                    real_servers: real_servers.clone(),
-                    treatment,
+                    real_servers: side.real_servers.clone(),
+                    in_cluster: side.in_cluster.clone(),
+                    treatment: match (side.external, &source_ranges) {
+                        (None, _) => Treatment::ClusterIp,
+                        (Some(external), None) => Treatment::External(external),
+                        (Some(external), Some(_)) => Treatment::Restricted(external),
+                    },
+                    source_ranges: source_ranges.unwrap_or_default(),
                 };
                 plan.frontends.insert(key, frontend);
             };
-            for address in &announced {
-                add(*address, port.port, &external, external_treatment);
+
+            let outside = Side::external(service.external_traffic_policy, &endpoints, port.protocol, place);
+            for address in &external_ips {
+                add(*address, port.port, &outside, None);
+            }
+            for address in &balancer_ips {
+                add(*address, port.port, &outside, source_ranges(service, *address, node));
             }
             if let Some(node_port) = port.node_port {
-                for address in node
-                    .node_port_addresses
-                    .iter()
-                    .filter(|a| Family::of(**a) == family)
-                {
-                    add(*address, node_port, &external, external_treatment);
+                for address in node.node_port_addresses.iter().filter(|a| Family::of(**a) == family) {
+                    add(*address, node_port, &outside, None);
                 }
             }
-            add(*cluster_ip, port.port, &internal, Treatment::ClusterIp);
+            let inside = Side::internal(service.internal_traffic_policy, &endpoints, port.protocol, place);
+            add(*cluster_ip, port.port, &inside, None);
         }
     }
     plan
 }
 
+/// One of the two sides that a Service port shows: to clients of its ClusterIP, and to those of all other
+/// addresses.
+struct Side {
+    real_servers: Arc<RealServers>,
+    in_cluster: Option<Arc<RealServers>>,
+    /// Of the external side: how its flows are treated.
+    external: Option<External>,
+}
+
+impl Side {
+    /// The meaning of `internalTrafficPolicy`. Local without an endpoint here serves nobody (Q13).
+    fn internal(policy: TrafficPolicy, endpoints: &Endpoints<'_>, protocol: Protocol, place: Place<'_>) -> Self {
+        let usable = match policy {
+            TrafficPolicy::Cluster => endpoints.of_cluster(place),
+            TrafficPolicy::Local => endpoints.of_node().unwrap_or_default(),
+        };
+        Self { real_servers: RealServers::shared(usable, endpoints, protocol), in_cluster: None, external: None }
+    }
+
+    /// The meaning of `externalTrafficPolicy`.
+    fn external(policy: TrafficPolicy, endpoints: &Endpoints<'_>, protocol: Protocol, place: Place<'_>) -> Self {
+        let everywhere = endpoints.of_cluster(place);
+        let shared = |usable| RealServers::shared(usable, endpoints, protocol);
+        let (usable, others, external) = match (policy, endpoints.of_node()) {
+            (TrafficPolicy::Cluster, _) => (everywhere, None, External::Masquerade),
+            (TrafficPolicy::Local, Some(here)) => {
+                let others = (everywhere != here).then_some(everywhere);
+                (here, others, External::Local)
+            }
+            // With none at all the kernel says at once that nobody is there.
+            (TrafficPolicy::Local, None) if everywhere.is_empty() => (everywhere, None, External::Local),
+            (TrafficPolicy::Local, None) => (everywhere, None, External::NotHere),
+        };
+        Self { real_servers: shared(usable), in_cluster: others.map(shared), external: Some(external) }
+    }
+}
+
+/// Who may use a load-balancer address, if not everybody: no two ranges overlap.
+///
+/// A client on the node has the balancer's address for its own when it connects, so that address is admitted
+/// where one of the node's addresses is.
+fn source_ranges(service: &Service, balancer_ip: IpAddr, node: &NodeFacts) -> Option<BTreeSet<IpNet>> {
+    let SourceRanges::Only(ranges) = &service.source_ranges else {
+        return None;
+    };
+    let family = Family::of(balancer_ip);
+    let mut ranges: Vec<_> = ranges.iter().map(IpNet::trunc).filter(|r| Family::of(r.addr()) == family).collect();
+    if ranges.iter().any(|range| range.prefix_len() == 0) {
+        return None;
+    }
+    let admits = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
+    if node.own_addresses.iter().any(admits) {
+        ranges.push(balancer_ip.into());
+    }
+    Some(IpNet::aggregate(&ranges).into_iter().collect())
+}
+
 impl RealServers {
     /// Those that were chosen; what else the slices name may end what it began.
-    fn new(usable: BTreeSet<SocketAddr>, endpoints: &Endpoints<'_>, protocol: Protocol) -> Self {
+    fn shared(usable: BTreeSet<SocketAddr>, endpoints: &Endpoints<'_>, protocol: Protocol) -> Arc<Self> {
         let leaving = match protocol {
             Protocol::Tcp => endpoints
                 .all()
@@ -189,7 +238,7 @@ impl RealServers {
             // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
             _ => BTreeSet::new(),
         };
-        Self { usable, leaving }
+        Arc::new(Self { usable, leaving })
     }
 }
 
@@ -234,12 +283,10 @@ mod tests {
                     .iter()
                     .map(|a| a.to_string())
                     .collect();
-                format!(
-                    "{} -> {} {:?}",
-                    frontend.virtual_server.key,
-                    servers.join(","),
-                    frontend.treatment
-                )
+                let others = frontend.in_cluster.iter().flat_map(|servers| &servers.usable);
+                let others: String = others.map(|a| format!(" ({a})")).collect();
+                let (key, treatment) = (frontend.virtual_server.key, frontend.treatment);
+                format!("{key} -> {}{others} {treatment}", servers.join(","))
             })
             .collect()
     }
@@ -269,8 +316,8 @@ mod tests {
         assert_eq!(
             lines(&service, &[endpoints], &config()),
             [
-                "TCP 10.99.13.178:80 -> 10.244.1.2:8080 ClusterIp",
-                "UDP 10.99.13.178:53 -> 10.244.1.2:5353 ClusterIp",
+                "TCP 10.99.13.178:80 -> 10.244.1.2:8080 goto cluster-ip",
+                "UDP 10.99.13.178:53 -> 10.244.1.2:5353 goto cluster-ip",
             ]
         );
     }
@@ -282,8 +329,8 @@ mod tests {
         assert_eq!(
             lines(&service, &slices, &config()),
             [
-                "TCP 10.96.0.10:80 -> 10.244.1.2:8080 ClusterIp",
-                "TCP 192.168.0.2:30080 -> 10.244.1.2:8080 Masquerade",
+                "TCP 10.96.0.10:80 -> 10.244.1.2:8080 goto cluster-ip",
+                "TCP 192.168.0.2:30080 -> 10.244.1.2:8080 goto mark-for-masquerade",
             ]
         );
         let config = config();
@@ -322,10 +369,10 @@ mod tests {
         assert_eq!(
             lines(&service, &[], &config),
             [
-                "TCP 10.96.0.10:80 ->  ClusterIp",
-                "TCP 192.168.0.2:80 ->  Masquerade",
-                "TCP 203.0.113.7:80 ->  Masquerade",
-                "TCP 203.0.113.8:80 ->  Masquerade",
+                "TCP 10.96.0.10:80 ->  goto cluster-ip",
+                "TCP 192.168.0.2:80 ->  goto mark-for-masquerade",
+                "TCP 203.0.113.7:80 ->  goto mark-for-masquerade",
+                "TCP 203.0.113.8:80 ->  goto mark-for-masquerade",
             ],
             "the IPv6 address has no part: the Service has no ClusterIP of that family"
         );
@@ -342,8 +389,8 @@ mod tests {
         assert_eq!(
             lines(&service, &slices, &config()),
             [
-                "TCP 10.96.0.10:80 -> 10.244.1.2:8080 ClusterIp",
-                "TCP [fd00::10]:80 -> [fd00:1::2]:8080 ClusterIp",
+                "TCP 10.96.0.10:80 -> 10.244.1.2:8080 goto cluster-ip",
+                "TCP [fd00::10]:80 -> [fd00:1::2]:8080 goto cluster-ip",
             ]
         );
         let config = config();
@@ -371,19 +418,19 @@ mod tests {
                 TrafficPolicy::Cluster,
                 TrafficPolicy::Cluster,
                 both,
-                format!("{both} Masquerade"),
+                format!("{both} goto mark-for-masquerade"),
             ),
             (
                 TrafficPolicy::Local,
                 TrafficPolicy::Cluster,
                 here,
-                format!("{both} Masquerade"),
+                format!("{both} goto mark-for-masquerade"),
             ),
             (
                 TrafficPolicy::Cluster,
                 TrafficPolicy::Local,
                 both,
-                format!("{here} Accept"),
+                format!("{here} (10.244.0.2:8080) (10.244.1.2:8080) goto local"),
             ),
         ] {
             let mut service = with_node_port(service("web", "10.96.0.10"), 30080);
@@ -392,7 +439,7 @@ mod tests {
             assert_eq!(
                 lines(&service, &slices, &config()),
                 [
-                    format!("TCP 10.96.0.10:80 -> {at_cluster_ip} ClusterIp"),
+                    format!("TCP 10.96.0.10:80 -> {at_cluster_ip} goto cluster-ip"),
                     format!("TCP 192.168.0.2:30080 -> {at_node_port}"),
                 ]
             );
@@ -406,8 +453,70 @@ mod tests {
         let slices = [slice("s", "web", &[endpoint("10.244.1.2")])];
         assert_eq!(
             lines(&service, &slices, &config())[0],
-            "TCP 10.96.0.10:80 ->  ClusterIp"
+            "TCP 10.96.0.10:80 ->  goto cluster-ip"
         );
+    }
+
+    fn externally_local() -> Service {
+        let mut service = with_node_port(service("web", "10.96.0.10"), 30080);
+        service.external_traffic_policy = TrafficPolicy::Local;
+        service
+    }
+
+    #[test]
+    fn e1_clients_in_the_cluster_have_servers_of_their_own_only_where_they_are_others() {
+        let slices = [slice("s", "web", &[local_endpoint("10.244.0.2")])];
+        assert_eq!(
+            lines(&externally_local(), &slices, &config())[1],
+            "TCP 192.168.0.2:30080 -> 10.244.0.2:8080 goto local"
+        );
+    }
+
+    #[test]
+    fn q13_an_externally_local_service_without_a_pod_here_serves_the_cluster_only() {
+        let slices = [slice("s", "web", &[endpoint("10.244.1.2")])];
+        assert_eq!(
+            lines(&externally_local(), &slices, &config())[1],
+            "TCP 192.168.0.2:30080 -> 10.244.1.2:8080 goto not-here"
+        );
+        assert_eq!(
+            lines(&externally_local(), &[], &config())[1],
+            "TCP 192.168.0.2:30080 ->  goto local",
+            "without any endpoint clients are refused at once"
+        );
+    }
+
+    fn ranges(given: &[&str]) -> Vec<String> {
+        let mut service = service("web", "10.96.0.10");
+        service.load_balancer_ips = vec![ip("203.0.113.8")];
+        service.source_ranges = SourceRanges::Only(given.iter().map(|r| r.parse().unwrap()).collect());
+        let config = config();
+        let plan = plan(&service, &[], &facts(&config), &config);
+        let frontend = plan.frontends.values().next_back().unwrap();
+        let ranges = frontend.source_ranges.iter().map(ToString::to_string);
+        [frontend.treatment.to_string()].into_iter().chain(ranges).collect()
+    }
+
+    #[test]
+    fn c3_source_ranges_restrict_load_balancer_addresses() {
+        assert_eq!(ranges(&["198.51.100.7/24"]), ["goto ranges-masquerade", "198.51.100.0/24"]);
+        assert_eq!(
+            ranges(&["198.51.100.0/24", "198.51.100.1/32", "198.51.101.0/24"]),
+            ["goto ranges-masquerade", "198.51.100.0/23"],
+            "ranges that the kernel would refuse for overlapping are merged"
+        );
+        assert_eq!(ranges(&["198.51.100.0/24", "0.0.0.0/0"]), ["goto mark-for-masquerade"]);
+        assert_eq!(
+            ranges(&["192.168.0.0/24"]),
+            ["goto ranges-masquerade", "192.168.0.0/24", "203.0.113.8/32"],
+            "a client on a node in the ranges has the balancer's address itself"
+        );
+    }
+
+    #[test]
+    fn q16_ranges_without_a_valid_one_of_the_family_admit_nobody() {
+        assert_eq!(ranges(&[]), ["goto ranges-masquerade"]);
+        assert_eq!(ranges(&["2001:db8::/64"]), ["goto ranges-masquerade"]);
     }
 
     #[test]

@@ -50,13 +50,19 @@ impl Planner {
         own_addresses: impl IntoIterator<Item = IpAddr>,
     ) -> Self {
         let node = NodeFacts::new(&config, families, own_addresses, None);
+        let masquerade_bit = config.masquerade_bit;
         Self {
             config,
             store: Store::default(),
             node,
-            wanted: Wanted::default(),
+            wanted: Wanted::new(masquerade_bit),
             queue: Queue::default(),
         }
+    }
+
+    /// Virtual servers that have firewall marks in the kernel are to keep them; to be called first.
+    pub fn adopt_marks(&mut self, applied: &Applied) {
+        self.wanted.adopt_marks(applied);
     }
 
     /// The configuration.

@@ -69,8 +69,10 @@ impl<K: Kernel> Reconciler<K> {
         let verify_at = now + config.sync_period;
         let (families, own_addresses) = (observed.families.clone(), observed.own_addresses.clone());
         let applied = Applied::new(observed, &config.exclude_cidrs);
+        let mut planner = Planner::new(config, families, own_addresses);
+        planner.adopt_marks(&applied);
         Ok(Self {
-            planner: Planner::new(config, families, own_addresses),
+            planner,
             kernel,
             applied,
             draining: Draining::default(),
@@ -476,10 +478,10 @@ mod tests {
     async fn i7_a3_what_others_changed_is_mended_at_the_next_verification() {
         let kernel = FakeKernel::default();
         let mut running = Running::with_web(&kernel).await;
-        let wanted = kernel.change(|state| state.servers.clone());
+        let (wanted, elements) = kernel.change(|state| (state.servers.clone(), state.elements.clone()));
         kernel.change(|state| {
             state.addresses.clear();
-            state.hairpins.insert(ip("10.244.0.9"));
+            state.elements.insert(crate::kernel::netfilter::Element::Hairpin(ip("10.244.0.9")));
             for (_, destinations) in state.servers.values_mut() {
                 destinations
                     .values_mut()
@@ -490,7 +492,7 @@ mod tests {
         kernel.change(|state| {
             assert_eq!(state.servers, wanted);
             assert_eq!(state.addresses, BTreeSet::from([ip("10.96.0.10")]));
-            assert!(state.hairpins.is_empty());
+            assert_eq!(state.elements, elements);
         });
     }
 

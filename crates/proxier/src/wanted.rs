@@ -15,19 +15,45 @@ use std::{
 use ipvs::ServiceKey;
 
 use crate::{
+    applied::Applied,
+    kernel::netfilter::{self, Element},
+    marks::Marks,
     model::ObjectName,
-    plan::{Frontend, Plan},
+    plan::{Frontend, Plan, RealServers},
 };
 
 /// A kernel object, or a few that come and go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
-    /// A virtual server with its real servers, and the netfilter element that says how its flows are treated.
+    /// A virtual server with its real servers, and the one for clients in the cluster if that is another; and
+    /// the netfilter elements that say how flows are treated.
     Server(ServiceKey),
     /// An address on kube-ipvs0, and the netfilter element that guards its unknown ports.
     Address(IpAddr),
     /// The netfilter element for a local pod's flows to itself.
     Hairpin(IpAddr),
+}
+
+impl Key {
+    /// The object that a netfilter element belongs to.
+    pub(crate) fn of_element(element: &Element) -> Self {
+        match *element {
+            Element::Service(frontend, _) | Element::Mark(frontend, _) | Element::SourceRange(frontend, _) => {
+                let netfilter::Frontend { address, protocol, port } = frontend;
+                Self::Server(ServiceKey::Address { address, protocol, port })
+            }
+            Element::ServiceAddress(address) => Self::Address(address),
+            Element::Hairpin(address) => Self::Hairpin(address),
+        }
+    }
+}
+
+/// How netfilter looks a virtual server up.
+fn frontend(server: &ServiceKey) -> Option<netfilter::Frontend> {
+    match *server {
+        ServiceKey::Address { address, protocol, port } => Some(netfilter::Frontend { address, protocol, port }),
+        ServiceKey::Fwmark { .. } => None,
+    }
 }
 
 impl fmt::Display for Key {
@@ -41,8 +67,9 @@ impl fmt::Display for Key {
 }
 
 /// The Services' claims to kernel objects.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Wanted {
+    marks: Marks,
     plans: HashMap<ObjectName, Claim>,
     /// In the order of precedence: the first of each set wins.
     servers: HashMap<ServiceKey, BTreeSet<Claimant>>,
@@ -73,6 +100,22 @@ pub struct Conflict {
 }
 
 impl Wanted {
+    /// Nothing. Firewall marks will not have the bit that asks for masquerading.
+    pub fn new(masquerade_bit: u8) -> Self {
+        Self {
+            marks: Marks::new(masquerade_bit),
+            plans: HashMap::new(),
+            servers: HashMap::new(),
+            addresses: Count::default(),
+            hairpins: Count::default(),
+        }
+    }
+
+    /// Virtual servers that have firewall marks in the kernel are to keep them.
+    pub fn adopt_marks(&mut self, applied: &Applied) {
+        applied.marks().for_each(|(key, mark)| self.marks.adopt(key, mark));
+    }
+
     /// Replaces what a Service wants; [`Plan::default`] withdraws it. Returns the keys whose wanted state may
     /// differ now, each once.
     pub fn replace(&mut self, service: &ObjectName, created: i64, plan: Plan) -> HashSet<Key> {
@@ -90,16 +133,22 @@ impl Wanted {
                     claimants.remove(&claimant);
                     if claimants.is_empty() {
                         self.servers.remove(key);
+                        if !plan.frontends.contains_key(key) {
+                            self.marks.release(key);
+                        }
                     }
                 }
             }
         }
-        for key in plan.frontends.keys() {
+        for (key, frontend) in &plan.frontends {
             let claimant = Claimant {
                 created,
                 service: service.clone(),
             };
             self.servers.entry(*key).or_default().insert(claimant);
+            if frontend.in_cluster.is_some() {
+                self.marks.assign(*key);
+            }
         }
         let frontends = before.map(|plan| &plan.frontends);
         for (key, frontend) in &plan.frontends {
@@ -138,19 +187,46 @@ impl Wanted {
         self.plans.get(&winner.service)?.plan.frontends.get(key)
     }
 
+    /// The firewall mark for clients in the cluster of the virtual server `key`, and their real servers.
+    pub fn in_cluster(&self, key: &ServiceKey) -> Option<(u32, &RealServers)> {
+        let servers = self.server(key)?.in_cluster.as_deref()?;
+        Some((self.marks.get(key)?, servers))
+    }
+
+    /// The object that the virtual server `server` is part of.
+    pub fn key_of(&self, server: ServiceKey) -> Key {
+        Key::Server(match server {
+            ServiceKey::Fwmark { mark, .. } => self.marks.key_of(mark).unwrap_or(server),
+            ServiceKey::Address { .. } => server,
+        })
+    }
+
     /// Who has the virtual server `key`.
     pub fn owner(&self, key: &ServiceKey) -> Option<&ObjectName> {
         self.servers.get(key)?.first().map(|claimant| &claimant.service)
     }
 
+    /// The netfilter elements wanted for an object.
+    pub fn elements(&self, key: &Key) -> BTreeSet<Element> {
+        match *key {
+            Key::Server(server) => {
+                let (Some(wanted), Some(frontend)) = (self.server(&server), frontend(&server)) else {
+                    return BTreeSet::new();
+                };
+                let ranges = wanted.source_ranges.iter().map(|range| Element::SourceRange(frontend, *range));
+                let mark = self.in_cluster(&server).map(|(mark, _)| Element::Mark(frontend, mark));
+                [Element::Service(frontend, wanted.treatment)].into_iter().chain(mark).chain(ranges).collect()
+            }
+            Key::Address(address) => self.address(&address).then_some(Element::ServiceAddress(address)).into_iter().collect(),
+            Key::Hairpin(address) => {
+                self.hairpins.contains(&address).then_some(Element::Hairpin(address)).into_iter().collect()
+            }
+        }
+    }
+
     /// Whether the address is wanted on kube-ipvs0.
     pub fn address(&self, address: &IpAddr) -> bool {
         self.addresses.contains(address)
-    }
-
-    /// Whether the pod's flows to itself are wanted masqueraded.
-    pub fn hairpin(&self, address: &IpAddr) -> bool {
-        self.hairpins.contains(address)
     }
 
     /// What is wanted, all of it.

@@ -13,7 +13,7 @@ use ipvs::{Command, Destination, Family, ServiceKey};
 
 use super::{
     Event, Failure, FailureKind, Kernel, Observed, link,
-    netfilter::{self, Element, Treatment},
+    netfilter::{self, Element},
 };
 use crate::diff::{Operation, RealServer};
 
@@ -24,9 +24,7 @@ pub(crate) struct FakeKernel(Rc<RefCell<State>>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) servers: BTreeMap<ServiceKey, (ipvs::Service, BTreeMap<SocketAddr, Destination>)>,
-    pub(crate) treatments: BTreeMap<ServiceKey, Treatment>,
-    pub(crate) guarded: BTreeSet<IpAddr>,
-    pub(crate) hairpins: BTreeSet<IpAddr>,
+    pub(crate) elements: BTreeSet<Element>,
     pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) own_addresses: BTreeSet<IpAddr>,
     pub(crate) connections: HashMap<RealServer, u64>,
@@ -58,21 +56,6 @@ impl FakeKernel {
 
 impl State {
     pub(crate) fn observe(&self) -> Observed {
-        let services = self.treatments.iter().map(|(key, treatment)| match *key {
-            ServiceKey::Address {
-                address,
-                protocol,
-                port,
-            } => Element::Service {
-                address,
-                protocol,
-                port,
-                treatment: *treatment,
-            },
-            ServiceKey::Fwmark { .. } => panic!("no element has a mark for its key"),
-        });
-        let guarded = self.guarded.iter().copied().map(Element::ServiceAddress);
-        let hairpins = self.hairpins.iter().copied().map(Element::Hairpin);
         Observed {
             families: vec![Family::Inet, Family::Inet6],
             own_addresses: self.own_addresses.iter().copied().collect(),
@@ -82,7 +65,7 @@ impl State {
                 .map(|(service, destinations)| (service.clone(), destinations.values().cloned().collect()))
                 .collect(),
             addresses: self.addresses.iter().copied().collect(),
-            elements: services.chain(guarded).chain(hairpins).collect(),
+            elements: self.elements.iter().copied().collect(),
         }
     }
 
@@ -97,48 +80,15 @@ impl State {
         }
         let makes_sense = match operation {
             Operation::Netfilter(netfilter::Update::Add(element)) => {
-                match *element {
-                    Element::Service {
-                        address,
-                        protocol,
-                        port,
-                        treatment,
-                    } => {
-                        self.treatments.insert(
-                            ServiceKey::Address {
-                                address,
-                                protocol,
-                                port,
-                            },
-                            treatment,
-                        );
-                    }
-                    Element::ServiceAddress(address) => {
-                        self.guarded.insert(address);
-                    }
-                    Element::Hairpin(address) => {
-                        self.hairpins.insert(address);
-                    }
-                }
-                true
+                // A virtual server has one treatment and one mark.
+                let clashes = self.elements.iter().any(|has| match (has, element) {
+                    (Element::Service(has, _), Element::Service(frontend, _))
+                    | (Element::Mark(has, _), Element::Mark(frontend, _)) => has == frontend,
+                    _ => false,
+                });
+                !clashes && self.elements.insert(*element)
             }
-            Operation::Netfilter(netfilter::Update::Remove(element)) => match *element {
-                Element::Service {
-                    address,
-                    protocol,
-                    port,
-                    ..
-                } => self
-                    .treatments
-                    .remove(&ServiceKey::Address {
-                        address,
-                        protocol,
-                        port,
-                    })
-                    .is_some(),
-                Element::ServiceAddress(address) => self.guarded.remove(&address),
-                Element::Hairpin(address) => self.hairpins.remove(&address),
-            },
+            Operation::Netfilter(netfilter::Update::Remove(element)) => self.elements.remove(element),
             Operation::Link(link::Update::Add(address)) => self.addresses.insert(*address),
             Operation::Link(link::Update::Remove(address)) => self.addresses.remove(address),
             Operation::Ipvs(command) => self.ipvs(command),

@@ -8,12 +8,17 @@
 //!         type ipv4_addr . inet_proto . inet_service : verdict
 //!         elements = { 10.96.0.10 . udp . 53 : goto cluster-ip, 192.0.2.7 . tcp . 30080 : goto mark-for-masquerade }
 //!     }
+//!     map marks { ... }              # of externally local ones: the mark that sends clients in the cluster elsewhere
+//!     set source-ranges { ... }      # of restricted ones: the clients that may use them
 //!     set service-addresses { ... }  # addresses that we hold on kube-ipvs0
 //!     set hairpin { ... }            # endpoint . endpoint, for the endpoints on this node
 //!     chain input { ... }            # clients elsewhere, before IPVS takes their packets at LOCAL_IN
 //!     chain output { ... }           # clients on the node, before IPVS takes their packets at LOCAL_OUT
 //!     chain cluster-ip { ... }       # marks the flows of clients that are not in the cluster
 //!     chain mark-for-masquerade { ... }
+//!     chain local { ... }            # externalTrafficPolicy Local, with endpoints here ...
+//!     chain not-here { ... }         # ... and without
+//!     chain ranges-... { ... }       # the same for clients in the source ranges
 //!     chain postrouting { ... }      # masquerades what is marked, and hairpins
 //! }
 //! ```
@@ -31,14 +36,15 @@ mod tests;
 
 use std::{fmt, net::IpAddr, time::Duration};
 
+use ipnet::IpNet;
 use ipvs::{Family, Protocol};
 use netlink_batch::{Errno, Error as NetlinkError, Notifications, Socket, TransactionError};
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem,
     nftables::{
         DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-        SetElementMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
+        SetElementMessage, TableAttribute, TableMessage,
     },
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -57,8 +63,14 @@ const SERVICES: &str = "services";
 const SERVICE_ADDRESSES: &str = "service-addresses";
 const HAIRPIN: &str = "hairpin";
 
+const MARKS: &str = "marks";
+const SOURCE_RANGES: &str = "source-ranges";
+
 const CLUSTER_IP: &str = "cluster-ip";
 const MARK_FOR_MASQUERADE: &str = "mark-for-masquerade";
+const LOCAL: &str = "local";
+const NOT_HERE: &str = "not-here";
+const IN_CLUSTER: &str = "in-cluster";
 
 /// How often a set is listed while the kernel resizes it, and how long that is waited for.
 const LISTING_ATTEMPTS: usize = 5;
@@ -66,50 +78,95 @@ const RESIZE_TIME: Duration = Duration::from_millis(20);
 
 /// How the new flows of a virtual server are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
 pub enum Treatment {
     /// Masqueraded unless the client is in the cluster, as the local detector tells.
     ClusterIp,
+    /// As for an address that clients elsewhere use.
+    External(External),
+    /// The same for clients in an element of `source-ranges`; those of others are dropped (C3).
+    Restricted(External),
+}
+
+/// How the new flows to an address are treated that clients elsewhere use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum External {
     /// Masqueraded.
     Masquerade,
-    /// Left alone: servers see the client's address.
-    Accept,
+    /// `externalTrafficPolicy: Local`: left alone, so that servers see the client's address. Those of clients in the
+    /// cluster get the firewall mark that the element of `marks` names, if there is one (E1).
+    Local,
+    /// The same without an endpoint on this node: dropped, except those of clients in the cluster (Q13).
+    NotHere,
 }
 
 impl Treatment {
-    fn verdict(self) -> Vec<VerdictAttribute> {
+    /// All there are.
+    const ALL: [Self; 7] = [
+        Self::ClusterIp,
+        Self::External(External::Masquerade),
+        Self::External(External::Local),
+        Self::External(External::NotHere),
+        Self::Restricted(External::Masquerade),
+        Self::Restricted(External::Local),
+        Self::Restricted(External::NotHere),
+    ];
+
+    /// The chain that does it.
+    const fn chain(self) -> &'static str {
         match self {
-            Self::ClusterIp => expression::goto_chain(CLUSTER_IP),
-            Self::Masquerade => expression::goto_chain(MARK_FOR_MASQUERADE),
-            Self::Accept => vec![VerdictAttribute::Code(Verdict::Other(listing::NF_ACCEPT))],
+            Self::ClusterIp => CLUSTER_IP,
+            Self::External(External::Masquerade) => MARK_FOR_MASQUERADE,
+            Self::External(External::Local) => LOCAL,
+            Self::External(External::NotHere) => NOT_HERE,
+            Self::Restricted(External::Masquerade) => "ranges-masquerade",
+            Self::Restricted(External::Local) => "ranges-local",
+            Self::Restricted(External::NotHere) => "ranges-not-here",
         }
     }
 }
 
 impl fmt::Display for Treatment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ClusterIp => write!(f, "goto {CLUSTER_IP}"),
-            Self::Masquerade => write!(f, "goto {MARK_FOR_MASQUERADE}"),
-            Self::Accept => f.write_str("accept"),
-        }
+        write!(f, "goto {}", self.chain())
+    }
+}
+
+/// An address, a protocol and a port: what `services`, `marks` and `source-ranges` are looked up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Frontend {
+    /// The virtual server's address.
+    pub address: IpAddr,
+    /// Its transport protocol.
+    pub protocol: Protocol,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Frontend {
+    fn key(&self) -> Vec<u8> {
+        let mut key = octets(self.address);
+        key.extend([self.protocol.number(), 0, 0, 0]);
+        key.extend(self.port.to_be_bytes());
+        key.extend([0, 0]);
+        key
+    }
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} . {} . {}", self.address, self.protocol, self.port)
     }
 }
 
 /// An element of one of our sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Element {
-    /// In `services`: a virtual server of ours.
-    Service {
-        /// Its address.
-        address: IpAddr,
-        /// Its transport protocol.
-        protocol: Protocol,
-        /// Its port.
-        port: u16,
-        /// How its new flows are treated. Not part of the key: a virtual server has one treatment.
-        treatment: Treatment,
-    },
+    /// In `services`: a virtual server of ours, and how its new flows are treated. A virtual server has one treatment.
+    Service(Frontend, Treatment),
+    /// In `marks`: the firewall mark by which clients in the cluster reach other servers (E1).
+    Mark(Frontend, u32),
+    /// In `source-ranges`: clients that a restricted virtual server admits. Ranges of one must not overlap.
+    SourceRange(Frontend, IpNet),
     /// In `service-addresses`: an address of ours alone, where a port that is no virtual server's is refused (C1).
     ServiceAddress(IpAddr),
     /// In `hairpin`: an endpoint on this node, which may be its own client and is masqueraded then (E3).
@@ -119,39 +176,51 @@ pub enum Element {
 impl Element {
     fn address(&self) -> IpAddr {
         match *self {
-            Self::Service { address, .. } | Self::ServiceAddress(address) | Self::Hairpin(address) => address,
+            Self::Service(Frontend { address, .. }, _)
+            | Self::Mark(Frontend { address, .. }, _)
+            | Self::SourceRange(Frontend { address, .. }, _)
+            | Self::ServiceAddress(address)
+            | Self::Hairpin(address) => address,
         }
     }
 
     fn set(&self) -> &'static str {
         match self {
-            Self::Service { .. } => SERVICES,
+            Self::Service(..) => SERVICES,
+            Self::Mark(..) => MARKS,
+            Self::SourceRange(..) => SOURCE_RANGES,
             Self::ServiceAddress(_) => SERVICE_ADDRESSES,
             Self::Hairpin(_) => HAIRPIN,
         }
     }
 
-    /// The key: each part padded to a multiple of four bytes.
+    /// The key, each part padded to a multiple of four bytes; or, of an interval, where it begins.
     fn key(&self) -> Vec<u8> {
-        let mut key = octets(self.address());
         match *self {
-            Self::Service { protocol, port, .. } => {
-                key.extend([protocol.number(), 0, 0, 0]);
-                key.extend(port.to_be_bytes());
-                key.extend([0, 0]);
-            }
-            Self::ServiceAddress(_) => {}
-            Self::Hairpin(address) => key.extend(octets(address)),
+            Self::Service(frontend, _) | Self::Mark(frontend, _) => frontend.key(),
+            Self::SourceRange(frontend, range) => [frontend.key(), octets(range.network())].concat(),
+            Self::ServiceAddress(address) => octets(address),
+            Self::Hairpin(address) => [octets(address), octets(address)].concat(),
         }
-        key
     }
 
     fn attributes(&self) -> Vec<SetElementAttribute> {
         let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(self.key()))];
-        if let Self::Service { treatment, .. } = self {
-            attributes.push(SetElementAttribute::Data(DataAttribute::Verdict(
-                treatment.verdict(),
-            )));
+        match *self {
+            Self::Service(_, treatment) => {
+                let verdict = expression::goto_chain(treatment.chain());
+                attributes.push(SetElementAttribute::Data(DataAttribute::Verdict(verdict)));
+            }
+            Self::Mark(_, mark) => {
+                let value = DataAttribute::Value(mark.to_ne_bytes().to_vec());
+                attributes.push(SetElementAttribute::Data(value));
+            }
+            Self::SourceRange(frontend, range) => {
+                const NFTA_DATA_VALUE: u16 = 1;
+                let end = [frontend.key(), octets(range.broadcast())].concat();
+                attributes.push(SetElementAttribute::KeyEnd(vec![DefaultNla::new(NFTA_DATA_VALUE, end)]));
+            }
+            Self::ServiceAddress(_) | Self::Hairpin(_) => {}
         }
         attributes
     }
@@ -166,14 +235,9 @@ impl fmt::Display for Element {
         };
         write!(f, "{family} {TABLE} {} {{ ", self.set())?;
         match self {
-            Self::Service {
-                address,
-                protocol,
-                port,
-                treatment,
-            } => {
-                write!(f, "{address} . {protocol} . {port} : {treatment}")?;
-            }
+            Self::Service(frontend, treatment) => write!(f, "{frontend} : {treatment}")?,
+            Self::Mark(frontend, mark) => write!(f, "{frontend} : {mark:#010x}")?,
+            Self::SourceRange(frontend, range) => write!(f, "{frontend} . {range}")?,
             Self::ServiceAddress(address) => address.fmt(f)?,
             Self::Hairpin(address) => write!(f, "{address} . {address}")?,
         }
@@ -306,7 +370,7 @@ impl Netfilter {
     /// Any error: what is returned is never a part (I3).
     pub async fn elements(&mut self, family: Family) -> Result<Vec<Element>, Error> {
         let mut elements = Vec::new();
-        for set in [SERVICES, SERVICE_ADDRESSES, HAIRPIN] {
+        for set in [SERVICES, MARKS, SOURCE_RANGES, SERVICE_ADDRESSES, HAIRPIN] {
             elements.extend(self.set_elements(family, set).await?);
         }
         Ok(elements)

@@ -130,6 +130,15 @@ pub(super) fn in_set(set: &str) -> Expressions {
     ])
 }
 
+/// `map @map`: loads what the map has for the key; ends the rule if it has nothing.
+pub(super) fn value_from_map(map: &str, to: u32) -> Expressions {
+    Expressions::Lookup(vec![
+        Lookup::Set(map.to_owned()),
+        Lookup::SourceRegister(register(0)),
+        Lookup::DestinationRegister(register(to)),
+    ])
+}
+
 /// `vmap @map`: the verdict that the map has for the key, if it has one.
 pub(super) fn verdict_map(map: &str) -> Expressions {
     Expressions::Lookup(vec![
@@ -150,6 +159,12 @@ pub(super) fn goto_chain(chain: &str) -> Vec<VerdictAttribute> {
 /// The verdict to leave the chain.
 pub(super) fn return_verdict() -> Vec<VerdictAttribute> {
     vec![VerdictAttribute::Code(Verdict::Return)]
+}
+
+/// The verdict to drop the packet.
+pub(super) fn drop_verdict() -> Vec<VerdictAttribute> {
+    const NF_DROP: u32 = 0;
+    vec![VerdictAttribute::Code(Verdict::Other(NF_DROP))]
 }
 
 /// Ends the chain with a verdict.

@@ -3,20 +3,21 @@
 
 use std::{convert::Infallible, net::IpAddr};
 
+use ipnet::IpNet;
 use ipvs::{Family, Protocol};
 use netlink_packet_core::{
     DefaultNla, Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     NetlinkSerializable, NlasIterator,
 };
 
-use super::{CLUSTER_IP, Element, HAIRPIN, MARK_FOR_MASQUERADE, SERVICE_ADDRESSES, SERVICES, Treatment};
+use super::{
+    Element, Frontend, HAIRPIN, MARKS, SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, Treatment, octets,
+};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_GETSETELEM: u16 = 13;
 
-/// `NF_ACCEPT`, the code of the verdict `accept`.
-pub(super) const NF_ACCEPT: u32 = 1;
 const NFT_GOTO: u32 = -4_i32 as u32;
 
 /// The type of a comment in `NFTA_RULE_USERDATA`, as nft and libnftnl have it.
@@ -129,29 +130,50 @@ pub(super) fn read_elements(message: &Message, family: Family, set: &str) -> Vec
 fn read_element(element: &[u8], family: Family, set: &str) -> Option<Element> {
     const NFTA_SET_ELEM_KEY: u16 = 1;
     const NFTA_SET_ELEM_DATA: u16 = 2;
+    const NFTA_SET_ELEM_KEY_END: u16 = 10;
     const NFTA_DATA_VALUE: u16 = 1;
     const NFTA_DATA_VERDICT: u16 = 2;
     let key = find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?;
-    let (address, rest) = read_address(key, family)?;
+    let data = |kind| find(find(element, NFTA_SET_ELEM_DATA)?, kind);
     match set {
         SERVICES => {
-            let [protocol, _, _, _, port_high, port_low, _, _] = *rest else {
-                return None;
-            };
-            let verdict = find(find(element, NFTA_SET_ELEM_DATA)?, NFTA_DATA_VERDICT)?;
-            Some(Element::Service {
-                address,
-                protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-                    .into_iter()
-                    .find(|known| known.number() == protocol)?,
-                port: u16::from_be_bytes([port_high, port_low]),
-                treatment: read_treatment(verdict)?,
-            })
+            let (frontend, _) = read_frontend(key, family)?;
+            Some(Element::Service(frontend, read_treatment(data(NFTA_DATA_VERDICT)?)?))
         }
-        SERVICE_ADDRESSES => Some(Element::ServiceAddress(address)),
-        HAIRPIN => Some(Element::Hairpin(address)),
+        MARKS => {
+            let (frontend, _) = read_frontend(key, family)?;
+            Some(Element::Mark(frontend, u32::from_ne_bytes(*data(NFTA_DATA_VALUE)?.first_chunk()?)))
+        }
+        SOURCE_RANGES => {
+            let end = find(find(element, NFTA_SET_ELEM_KEY_END)?, NFTA_DATA_VALUE)?;
+            let ((frontend, first), (_, last)) = (read_frontend(key, family)?, read_frontend(end, family)?);
+            let (first, last) = (read_address(first, family)?.0, read_address(last, family)?.0);
+            Some(Element::SourceRange(frontend, range(first, last)?))
+        }
+        SERVICE_ADDRESSES => Some(Element::ServiceAddress(read_address(key, family)?.0)),
+        HAIRPIN => Some(Element::Hairpin(read_address(key, family)?.0)),
         _ => None,
     }
+}
+
+fn read_frontend(key: &[u8], family: Family) -> Option<(Frontend, &[u8])> {
+    let (address, rest) = read_address(key, family)?;
+    let ([protocol, _, _, _, port_high, port_low, _, _], rest) = rest.split_first_chunk()?;
+    let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let frontend = Frontend {
+        address,
+        protocol: protocols.into_iter().find(|known| known.number() == *protocol)?,
+        port: u16::from_be_bytes([*port_high, *port_low]),
+    };
+    Some((frontend, rest))
+}
+
+/// The network from one address to another, if they are the ends of one.
+fn range(first: IpAddr, last: IpAddr) -> Option<IpNet> {
+    let differ = octets(first).iter().zip(octets(last)).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+    let length = octets(first).len() as u32 * 8 - differ;
+    let range = IpNet::new(first, u8::try_from(length).ok()?).ok()?;
+    (range.network() == first && range.broadcast() == last).then_some(range)
 }
 
 fn read_address(key: &[u8], family: Family) -> Option<(IpAddr, &[u8])> {
@@ -169,13 +191,9 @@ fn read_treatment(verdict: &[u8]) -> Option<Treatment> {
     const NFTA_VERDICT_CODE: u16 = 1;
     const NFTA_VERDICT_CHAIN: u16 = 2;
     let code = u32::from_be_bytes(*find(verdict, NFTA_VERDICT_CODE)?.first_chunk()?);
-    let chain = find(verdict, NFTA_VERDICT_CHAIN).map(string);
-    match (code, chain.as_deref()) {
-        (NF_ACCEPT, _) => Some(Treatment::Accept),
-        (NFT_GOTO, Some(CLUSTER_IP)) => Some(Treatment::ClusterIp),
-        (NFT_GOTO, Some(MARK_FOR_MASQUERADE)) => Some(Treatment::Masquerade),
-        _ => None,
-    }
+    let chain = find(verdict, NFTA_VERDICT_CHAIN).map(string)?;
+    let known = Treatment::ALL.into_iter().find(|treatment| treatment.chain() == chain)?;
+    (code == NFT_GOTO).then_some(known)
 }
 
 /// The kinds and values of attributes, up to the first that is malformed.

@@ -4,20 +4,22 @@ use std::hash::{DefaultHasher, Hasher};
 
 use ipnet::IpNet;
 use ipvs::Family;
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
 use netlink_packet_netfilter::{
     NetfilterMessage,
     nftables::{
         ChainAttribute, ChainMessage, Expressions, Hook, InetHookNumber, MetaKey, NfTablesMessage, Operator,
-        RuleAttribute, RuleMessage, SetAttribute, SetFlags, SetMessage,
+        RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetFlags, SetMessage, VerdictAttribute,
     },
 };
 
 use super::{
-    CLUSTER_IP, HAIRPIN, MARK_FOR_MASQUERADE, SERVICE_ADDRESSES, SERVICES, TABLE,
+    CLUSTER_IP, External, HAIRPIN, IN_CLUSTER, LOCAL, MARK_FOR_MASQUERADE, MARKS, NOT_HERE, SERVICE_ADDRESSES,
+    SERVICES, SOURCE_RANGES, TABLE, Treatment,
     expression::{
-        bitwise, cmp, destination_port, goto_chain, in_set, masquerade, masquerade_fully_random, meta,
-        network_header, new_flow, reject, return_verdict, set_mark, source_is_local, verdict, verdict_map,
+        bitwise, cmp, destination_port, drop_verdict, goto_chain, in_set, masquerade, masquerade_fully_random, meta,
+        network_header, new_flow, reject, return_verdict, set_mark, source_is_local, value_from_map, verdict,
+        verdict_map,
     },
     listing::UDATA_RULE_COMMENT,
     message,
@@ -27,6 +29,9 @@ use crate::config::LocalDetector;
 const INPUT: &str = "input";
 const OUTPUT: &str = "output";
 const POSTROUTING: &str = "postrouting";
+
+const CLIENTS_ON_THIS_NODE: &str = "clients on this node";
+const CLIENTS_IN_PODS: &str = "clients in the cluster";
 
 /// What an operator's settings make of the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,6 +175,15 @@ fn rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
         Rule::new(OUTPUT, "new flows to our virtual servers", to_virtual_server()),
     ];
     rules.extend(cluster_ip_rules(family, ruleset));
+    rules.extend(except_in_cluster(LOCAL, family, ruleset, &goto_chain(IN_CLUSTER)));
+    rules.extend(except_in_cluster(NOT_HERE, family, ruleset, &return_verdict()));
+    rules.push(Rule::new(NOT_HERE, "clients elsewhere", [vec![verdict(drop_verdict())]]));
+    rules.push(Rule::new(
+        IN_CLUSTER,
+        "on to all endpoints",
+        [destination_and_port(family), vec![value_from_map(MARKS, 0), set_mark(0)]],
+    ));
+    rules.extend([External::Masquerade, External::Local, External::NotHere].map(|e| restricted_rules(family, e)).into_iter().flatten());
     rules.extend([
         Rule::new(
             MARK_FOR_MASQUERADE,
@@ -192,6 +206,11 @@ fn rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
         ),
         Rule::new(
             POSTROUTING,
+            "clients on this node that have a service address for their own",
+            [vec![source(family), in_set(SERVICE_ADDRESSES), masquerade()]],
+        ),
+        Rule::new(
+            POSTROUTING,
             "marked flows",
             [
                 is_marked,
@@ -207,34 +226,56 @@ fn rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
     rules
 }
 
+/// `mark-for-masquerade` for clients that are not in the cluster.
 fn cluster_ip_rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
     let goto_mark = || vec![verdict(goto_chain(MARK_FOR_MASQUERADE))];
     if ruleset.masquerade_all {
         return vec![Rule::new(CLUSTER_IP, "all clients", [goto_mark()])];
     }
-    let in_the_cluster: Vec<Vec<Expressions>> = match &ruleset.local_detector {
+    // The kernel may choose the virtual address itself as the source address of a client on the node (E4).
+    let mut rules = vec![Rule::new(CLUSTER_IP, CLIENTS_ON_THIS_NODE, [source_is_local(), goto_mark()])];
+    let pods = pods(family, &ruleset.local_detector);
+    if !pods.is_empty() {
+        rules.extend(
+            pods.into_iter()
+                .map(|pods| Rule::new(CLUSTER_IP, CLIENTS_IN_PODS, [pods, vec![verdict(return_verdict())]])),
+        );
+        rules.push(Rule::new(CLUSTER_IP, "clients elsewhere", [goto_mark()]));
+    }
+    rules
+}
+
+/// What both chains for `externalTrafficPolicy: Local` begin with: clients in the cluster leave for `to`.
+fn except_in_cluster(chain: &'static str, family: Family, ruleset: &Ruleset, to: &[VerdictAttribute]) -> Vec<Rule> {
+    let leave = || vec![verdict(to.to_vec())];
+    let mut rules = vec![Rule::new(chain, CLIENTS_ON_THIS_NODE, [source_is_local(), leave()])];
+    let pods = pods(family, &ruleset.local_detector);
+    rules.extend(pods.into_iter().map(|pods| Rule::new(chain, CLIENTS_IN_PODS, [pods, leave()])));
+    rules
+}
+
+/// The chain of a restricted treatment: on to the unrestricted one for those in the ranges.
+fn restricted_rules(family: Family, external: External) -> [Rule; 2] {
+    let chain = Treatment::Restricted(external).chain();
+    let words = address_len(family) / 4;
+    let mut key = destination_and_port(family);
+    key.push(source_to(family, words + 2));
+    key.push(in_set(SOURCE_RANGES));
+    let go_on = vec![verdict(goto_chain(Treatment::External(external).chain()))];
+    [
+        Rule::new(chain, "clients in the source ranges", [key, go_on]),
+        Rule::new(chain, "clients elsewhere", [vec![verdict(drop_verdict())]]),
+    ]
+}
+
+/// Matches for the pods' clients, one of which is enough.
+fn pods(family: Family, detector: &LocalDetector) -> Vec<Vec<Expressions>> {
+    match detector {
         LocalDetector::None => Vec::new(),
         LocalDetector::Cidrs(cidrs) => cidrs.iter().filter_map(|cidr| source_in(family, cidr)).collect(),
         LocalDetector::BridgeInterface(name) => vec![input_interface(interface_name(name))],
         LocalDetector::InterfaceNamePrefix(prefix) => vec![input_interface(prefix.as_bytes().to_vec())],
-    };
-    // The kernel may choose the virtual address itself as the source address of a client on the node (E4).
-    let mut rules = vec![Rule::new(
-        CLUSTER_IP,
-        "clients on this node",
-        [source_is_local(), goto_mark()],
-    )];
-    if !in_the_cluster.is_empty() {
-        rules.extend(in_the_cluster.into_iter().map(|client| {
-            Rule::new(
-                CLUSTER_IP,
-                "clients in the cluster",
-                [client, vec![verdict(return_verdict())]],
-            )
-        }));
-        rules.push(Rule::new(CLUSTER_IP, "clients elsewhere", [goto_mark()]));
     }
-    rules
 }
 
 /// `ip daddr . meta l4proto . th dport`
@@ -255,9 +296,13 @@ fn destination(family: Family) -> Expressions {
 }
 
 fn source(family: Family) -> Expressions {
+    source_to(family, 0)
+}
+
+fn source_to(family: Family, to: u32) -> Expressions {
     match family {
-        Family::Inet => network_header(12, 4, 0),
-        Family::Inet6 => network_header(8, 16, 0),
+        Family::Inet => network_header(12, 4, to),
+        Family::Inet6 => network_header(8, 16, to),
     }
 }
 
@@ -322,24 +367,30 @@ const fn icmp_port_unreachable(family: Family) -> u8 {
     }
 }
 
-fn chains() -> [ChainMessage; 5] {
+fn chains() -> Vec<ChainMessage> {
     // NF_IP_PRI_FILTER, before IPVS's LOCAL_IN hooks (98 and later).
     const FILTER: i32 = 0;
     // NF_IP_PRI_MANGLE, after connection tracking (-200) and before IPVS's LOCAL_OUT hooks (-99 and later).
     const MANGLE: i32 = -150;
     // NF_IP_PRI_NAT_SRC
     const SRCNAT: i32 = 100;
-    [
+    let treatments = [
+        CLUSTER_IP,
+        LOCAL,
+        NOT_HERE,
+        IN_CLUSTER,
+        Treatment::Restricted(External::Masquerade).chain(),
+        Treatment::Restricted(External::Local).chain(),
+        Treatment::Restricted(External::NotHere).chain(),
+        MARK_FOR_MASQUERADE,
+    ];
+    let mut chains = vec![
         base_chain(INPUT, "filter", InetHookNumber::LocalIn, FILTER),
         base_chain(OUTPUT, "filter", InetHookNumber::LocalOut, MANGLE),
-        ChainMessage {
-            attributes: chain(CLUSTER_IP),
-        },
-        ChainMessage {
-            attributes: chain(MARK_FOR_MASQUERADE),
-        },
-        base_chain(POSTROUTING, "nat", InetHookNumber::PostRouting, SRCNAT),
-    ]
+    ];
+    chains.extend(treatments.map(|name| ChainMessage { attributes: chain(name) }));
+    chains.push(base_chain(POSTROUTING, "nat", InetHookNumber::PostRouting, SRCNAT));
+    chains
 }
 
 fn chain(name: &str) -> Vec<ChainAttribute> {
@@ -363,34 +414,48 @@ fn base_chain(name: &str, kind: &str, hook: InetHookNumber, priority: i32) -> Ch
 /// The types of nft, which the kernel only keeps for it: six bits each.
 const INET_PROTO: u32 = 12;
 const INET_SERVICE: u32 = 13;
+const MARK: u32 = 19;
 
-fn sets(family: Family) -> [SetMessage; 3] {
+fn sets(family: Family) -> [SetMessage; 5] {
     let (address, address_type) = match family {
         Family::Inet => (4, 7),
         Family::Inet6 => (16, 8),
     };
-    let mut services = set(
-        1,
-        SERVICES,
-        &[address_type, INET_PROTO, INET_SERVICE],
-        address + 4 + 4,
-        SetFlags::Map,
-    );
+    let frontend = [address_type, INET_PROTO, INET_SERVICE];
+    let map = |id, name, data_type, data_len| {
+        let mut map = set(id, name, &frontend, address + 4 + 4, SetFlags::Map);
+        map.attributes.extend([SetAttribute::DataType(data_type), SetAttribute::DataLen(data_len)]);
+        map
+    };
     // NFT_DATA_VERDICT
-    services
-        .attributes
-        .extend([SetAttribute::DataType(0xffff_ff00), SetAttribute::DataLen(0)]);
+    let services = map(1, SERVICES, 0xffff_ff00, 0);
+    let marks = map(4, MARKS, MARK, 4);
+    let mut source_ranges = set(
+        5,
+        SOURCE_RANGES,
+        &[address_type, INET_PROTO, INET_SERVICE, address_type],
+        2 * address + 4 + 4,
+        SetFlags::Interval | SetFlags::Concat,
+    );
+    let fields = [address, 1, 2, address].map(field);
+    source_ranges.attributes.push(SetAttribute::Description(vec![SetDescription::Concat(fields.to_vec())]));
     [
         services,
         set(2, SERVICE_ADDRESSES, &[address_type], address, SetFlags::empty()),
-        set(
-            3,
-            HAIRPIN,
-            &[address_type, address_type],
-            2 * address,
-            SetFlags::empty(),
-        ),
+        set(3, HAIRPIN, &[address_type, address_type], 2 * address, SetFlags::empty()),
+        marks,
+        source_ranges,
     ]
+}
+
+/// One part of a concatenated key with intervals, by its length in bytes.
+fn field(len: u32) -> DefaultNla {
+    const NFTA_LIST_ELEM: u16 = 1;
+    const NFTA_SET_FIELD_LEN: u16 = 1;
+    let len = DefaultNla::new(NFTA_SET_FIELD_LEN, len.to_be_bytes().to_vec());
+    let mut value = vec![0; len.buffer_len()];
+    len.emit(&mut value);
+    DefaultNla::new(NFTA_LIST_ELEM, value)
 }
 
 fn set(id: u32, name: &str, key: &[u32], key_len: u32, flags: SetFlags) -> SetMessage {

@@ -15,12 +15,8 @@ fn ruleset() -> Ruleset {
 }
 
 fn service(address: &str, port: u16, treatment: Treatment) -> Element {
-    Element::Service {
-        address: address.parse().unwrap(),
-        protocol: Protocol::Tcp,
-        port,
-        treatment,
-    }
+    let address = address.parse().unwrap();
+    Element::Service(Frontend { address, protocol: Protocol::Tcp, port }, treatment)
 }
 
 /// The message by which the kernel lists an element has the attributes of the one that adds it.
@@ -34,20 +30,20 @@ fn listed(element: Element) -> listing::Message {
 
 fn any_element() -> impl Strategy<Value = Element> {
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]);
-    let treatment = prop::sample::select(vec![
-        Treatment::ClusterIp,
-        Treatment::Masquerade,
-        Treatment::Accept,
-    ]);
+    let frontend = (any::<IpAddr>(), protocol, any::<u16>())
+        .prop_map(|(address, protocol, port)| Frontend { address, protocol, port });
+    let range = (frontend.clone(), any::<(u32, u128)>(), 0..=128_u8).prop_map(|(frontend, (v4, v6), length)| {
+        let source = match frontend.address {
+            IpAddr::V4(_) => IpNet::new(IpAddr::from(v4.to_be_bytes()), length % 33),
+            IpAddr::V6(_) => IpNet::new(IpAddr::from(v6.to_be_bytes()), length),
+        };
+        Element::SourceRange(frontend, source.unwrap().trunc())
+    });
     prop_oneof![
-        (any::<IpAddr>(), protocol, any::<u16>(), treatment).prop_map(
-            |(address, protocol, port, treatment)| Element::Service {
-                address,
-                protocol,
-                port,
-                treatment
-            }
-        ),
+        (frontend.clone(), prop::sample::select(&Treatment::ALL))
+            .prop_map(|(frontend, treatment)| Element::Service(frontend, treatment)),
+        (frontend, any::<u32>()).prop_map(|(frontend, mark)| Element::Mark(frontend, mark)),
+        range,
         any::<IpAddr>().prop_map(Element::ServiceAddress),
         any::<IpAddr>().prop_map(Element::Hairpin),
     ]
@@ -193,18 +189,16 @@ fn the_base_is_written_once_and_keeps_the_elements() {
             assert_eq!(netfilter.ensure_base(family, &ruleset()).await, Ok(false));
 
             let address = address.parse().unwrap();
+            let frontend = Frontend { address, protocol: Protocol::Udp, port: 53 };
             let elements = sorted(vec![
-                Element::Service {
-                    address,
-                    protocol: Protocol::Udp,
-                    port: 53,
-                    treatment: Treatment::ClusterIp,
-                },
+                Element::Service(frontend, Treatment::ClusterIp),
+                Element::Mark(frontend, 0x4b50_0001),
+                Element::SourceRange(frontend, IpNet::new(address, 24).unwrap().trunc()),
                 Element::ServiceAddress(address),
                 Element::Hairpin(address),
             ]);
             let updates: Vec<_> = elements.iter().map(|element| Update::Add(*element)).collect();
-            assert_eq!(netfilter.update(&updates).await, vec![Ok(()); 3]);
+            assert_eq!(netfilter.update(&updates).await, vec![Ok(()); 5]);
             assert_eq!(netfilter.elements(family).await.map(sorted), Ok(elements.clone()));
 
             let changed = Ruleset {
@@ -248,16 +242,16 @@ fn a_table_that_is_not_as_we_made_it_is_replaced() {
 fn one_refused_element_stops_no_other() {
     in_new_netns(async |mut netfilter| {
         netfilter.ensure_base(Family::Inet, &ruleset()).await.unwrap();
-        let before = service("192.0.2.1", 80, Treatment::Accept);
-        let after = service("192.0.2.1", 80, Treatment::Masquerade);
+        let before = service("192.0.2.1", 80, Treatment::External(External::Local));
+        let after = service("192.0.2.1", 80, Treatment::External(External::Masquerade));
         assert_eq!(netfilter.update(&[Update::Add(before)]).await, [Ok(())]);
         assert_eq!(
             netfilter.update(&[Update::Add(after)]).await,
             [Err(Error::Exists)]
         );
 
-        let missing = service("192.0.2.2", 80, Treatment::Accept);
-        let other_family = service("fd00::2", 80, Treatment::Accept);
+        let missing = service("192.0.2.2", 80, Treatment::External(External::Local));
+        let other_family = service("fd00::2", 80, Treatment::External(External::Local));
         let updates = [
             Update::Remove(missing),
             Update::Remove(before),
@@ -280,11 +274,10 @@ fn tens_of_thousands_of_elements_change_at_once() {
     in_new_netns(async |mut netfilter| {
         netfilter.ensure_base(Family::Inet, &ruleset()).await.unwrap();
         let elements: Vec<_> = (0..70_000)
-            .map(|n| Element::Service {
-                address: std::net::Ipv4Addr::from_bits(0x0a60_0000 + n / 10).into(),
-                protocol: Protocol::Tcp,
-                port: (n % 10) as u16,
-                treatment: Treatment::ClusterIp,
+            .map(|n| {
+                let address = std::net::Ipv4Addr::from_bits(0x0a60_0000 + n / 10).into();
+                let frontend = Frontend { address, protocol: Protocol::Tcp, port: (n % 10) as u16 };
+                Element::Service(frontend, Treatment::ClusterIp)
             })
             .collect();
         let add: Vec<_> = elements.iter().map(|element| Update::Add(*element)).collect();
@@ -296,7 +289,7 @@ fn tens_of_thousands_of_elements_change_at_once() {
 
         // Each of them fails, and is told.
         let wrong: Vec<_> = (1..=20_000)
-            .map(|port| Update::Remove(service("198.51.100.1", port, Treatment::Accept)))
+            .map(|port| Update::Remove(service("198.51.100.1", port, Treatment::External(External::Local))))
             .collect();
         assert_eq!(netfilter.update(&wrong).await, vec![Err(Error::NotFound); 20_000]);
 

@@ -1,0 +1,120 @@
+//! The firewall marks by which clients in the cluster are told from others (E1).
+
+use std::collections::HashMap;
+
+use ipvs::ServiceKey;
+
+/// The first half of every mark of ours ("KP"); the other numbers them.
+const BASE: u32 = 0x4b50_0000;
+
+/// Which mark leads to the servers for clients in the cluster of which virtual server.
+///
+/// The kernel's IPVS compares a packet's whole mark, so a mark of ours replaces whatever mark the first packet of
+/// such a flow had. The bit that asks for masquerading is never part of one.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    masquerade: u32,
+    by_key: HashMap<ServiceKey, u32>,
+    keys: HashMap<u32, ServiceKey>,
+    /// The number that was given last: the next one is another for as long as possible, so that a mark in use is
+    /// not mistaken for one that is on its way out.
+    last: u16,
+}
+
+impl Marks {
+    pub(crate) fn new(masquerade_bit: u8) -> Self {
+        let masquerade = 1_u32.wrapping_shl(masquerade_bit.into());
+        Self { masquerade, by_key: HashMap::new(), keys: HashMap::new(), last: 0 }
+    }
+
+    /// The mark that the kernel has for a virtual server stays (I6).
+    pub(crate) fn adopt(&mut self, key: ServiceKey, mark: u32) {
+        if self.is_ours(mark) && !self.by_key.contains_key(&key) && !self.keys.contains_key(&mark) {
+            self.keys.insert(mark, key);
+            self.by_key.insert(key, mark);
+            self.last = self.last.max((mark & 0xffff) as u16);
+        }
+    }
+
+    pub(crate) fn get(&self, key: &ServiceKey) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(crate) fn key_of(&self, mark: u32) -> Option<ServiceKey> {
+        self.keys.get(&mark).copied()
+    }
+
+    /// Gives a virtual server a mark, unless it has one, or all are in use.
+    pub(crate) fn assign(&mut self, key: ServiceKey) {
+        if self.by_key.contains_key(&key) {
+            return;
+        }
+        let numbers = (1..=u16::MAX).map(|step| self.last.wrapping_add(step));
+        let marks = numbers.map(|number| BASE & !self.masquerade | u32::from(number));
+        if let Some(mark) = marks.into_iter().find(|mark| self.is_ours(*mark) && !self.keys.contains_key(mark)) {
+            self.last = (mark & 0xffff) as u16;
+            self.keys.insert(mark, key);
+            self.by_key.insert(key, mark);
+        }
+    }
+
+    pub(crate) fn release(&mut self, key: &ServiceKey) {
+        if let Some(mark) = self.by_key.remove(key) {
+            self.keys.remove(&mark);
+        }
+    }
+
+    fn is_ours(&self, mark: u32) -> bool {
+        mark & 0xffff_0000 == BASE & !self.masquerade & 0xffff_0000 && mark & 0xffff != 0 && mark & self.masquerade == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use ipvs::Protocol;
+
+    use super::*;
+    use crate::testing::ip;
+
+    fn key(port: u16) -> ServiceKey {
+        ServiceKey::Address { address: ip("10.96.0.1"), protocol: Protocol::Tcp, port }
+    }
+
+    #[test]
+    fn a_mark_is_one_servers_alone_and_has_not_the_masquerade_bit() {
+        for bit in [0, 14, 20, 31] {
+            let mut marks = Marks::new(bit);
+            let given: HashSet<_> = (1..=1000)
+                .map(|port| {
+                    marks.assign(key(port));
+                    marks.get(&key(port)).unwrap()
+                })
+                .collect();
+            assert_eq!(given.len(), 1000);
+            assert!(given.iter().all(|mark| mark & (1 << bit) == 0));
+        }
+    }
+
+    #[test]
+    fn i6_the_kernels_marks_stay() {
+        let mut marks = Marks::new(14);
+        marks.adopt(key(80), BASE | 7);
+        marks.adopt(key(443), 0x1234);
+        marks.assign(key(80));
+        marks.assign(key(443));
+        assert_eq!(marks.get(&key(80)), Some(BASE | 7));
+        assert_eq!(marks.get(&key(443)), Some(BASE | 8), "a mark that is not ours is not kept");
+    }
+
+    #[test]
+    fn a_mark_that_was_released_is_not_given_at_once() {
+        let mut marks = Marks::new(14);
+        marks.assign(key(80));
+        let first = marks.get(&key(80));
+        marks.release(&key(80));
+        marks.assign(key(81));
+        assert_ne!(marks.get(&key(81)), first);
+    }
+}
