@@ -1,49 +1,135 @@
 //! Builds the workspace's own programs and tests.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde::Deserialize;
 
 use crate::error::{Context, Error, Result};
+use crate::process;
+use crate::progress::step;
 
-/// Runs `cargo build` with these arguments and gives the programs that came of it.
+/// A program made of tests.
+#[derive(Debug, Clone)]
+pub struct TestProgram {
+    /// The package and the target, `proxier-kernel`.
+    pub name: String,
+    /// Where cargo has put it.
+    pub path: PathBuf,
+}
+
+impl TestProgram {
+    /// How many of its tests are not run unless somebody asks.
+    ///
+    /// # Errors
+    /// The program cannot be run.
+    pub fn ignored_tests(&self) -> Result<usize> {
+        let listed = process::output(Command::new(&self.path).args(["--list", "--ignored"]))?;
+        Ok(listed.lines().filter(|line| line.ends_with(": test")).count())
+    }
+}
+
+/// The cargo that builds this workspace.
+#[must_use]
+pub fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// Cargo in the workspace with these arguments.
+#[must_use]
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(cargo());
+    command
+        .args(arguments)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .stdin(Stdio::null());
+    command
+}
+
+/// Builds one program of a package of the workspace.
+///
+/// # Errors
+/// Cargo cannot be started, the build failed (the compiler's messages are on standard error), or the package has no
+/// such program.
+pub fn program(package: &str, name: &str) -> Result<PathBuf> {
+    let arguments = ["build", "--package", package, "--bin", name];
+    let built = step(&format!("building {name}"), || artifacts(&arguments))?;
+    let built = built.into_iter().find_map(|artifact| artifact.executable);
+    built.ok_or_else(|| Error::Unavailable(format!("cargo built no {name}")))
+}
+
+/// Builds the test programs of the packages that `selection` names.
 ///
 /// # Errors
 /// Cargo cannot be started, or the build failed; the compiler's messages are on standard error.
-pub fn build(arguments: &[&str]) -> Result<Vec<PathBuf>> {
-    executables("build", arguments)
+pub fn test_programs(selection: &[&str]) -> Result<Vec<TestProgram>> {
+    let arguments = [&["test", "--no-run"], selection].concat();
+    let built = step("building the tests", || artifacts(&arguments))?;
+    let programs = built.into_iter().filter(|artifact| artifact.profile.test);
+    Ok(programs
+        .filter_map(|artifact| {
+            Some(TestProgram {
+                name: format!("{}-{}", artifact.package()?, artifact.target.name),
+                path: artifact.executable?,
+            })
+        })
+        .collect())
 }
 
-fn executables(verb: &str, arguments: &[&str]) -> Result<Vec<PathBuf>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command
-        .arg(verb)
-        .args(["--quiet", "--message-format=json-render-diagnostics"])
-        .args(arguments);
-    let output = command
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-        .stdin(Stdio::null())
+/// One of cargo's messages: something was built.
+#[derive(Debug, Deserialize)]
+struct Artifact {
+    package_id: String,
+    target: Target,
+    profile: Profile,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Target {
+    name: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+impl Artifact {
+    /// The last part of an identifier such as `path+file:///src/crates/ipvs#0.1.0`.
+    fn package(&self) -> Option<&str> {
+        let (path, version) = self.package_id.split_once('#')?;
+        // A package whose name is not its directory's says so: `#name@0.1.0`.
+        match version.split_once('@') {
+            Some((name, _)) => Some(name),
+            None => path.rsplit('/').next(),
+        }
+    }
+}
+
+fn artifacts(arguments: &[&str]) -> Result<Vec<Artifact>> {
+    let (options, rest) = arguments.split_at(1);
+    let quiet = ["--quiet", "--message-format=json-render-diagnostics"];
+    let arguments = [options, &quiet, rest].concat();
+    let output = command(&arguments)
         .stderr(Stdio::inherit())
         .output()
         .context(|| "run cargo".into())?;
     if !output.status.success() {
-        let command = format!("cargo {verb} {}", arguments.join(" "));
         return Err(Error::Command {
-            command,
+            command: format!("cargo {}", arguments.join(" ")),
             status: output.status,
             output: String::new(),
         });
     }
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(messages.lines().filter_map(executable).collect())
+    Ok(messages.lines().filter_map(artifact).collect())
 }
 
-/// The program that a line of cargo's messages announces.
-fn executable(line: &str) -> Option<PathBuf> {
-    let message: Value = serde_json::from_str(line).ok()?;
-    message.get("executable")?.as_str().map(PathBuf::from)
+/// The artifact that a line of cargo's messages announces.
+fn artifact(line: &str) -> Option<Artifact> {
+    serde_json::from_str(line).ok()
 }
 
 #[cfg(test)]
@@ -51,13 +137,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_programs_are_taken() {
-        let program = r#"{"reason":"compiler-artifact","executable":"/x/y"}"#;
-        assert_eq!(executable(program), Some(PathBuf::from("/x/y")));
+    fn artifacts_have_a_package_and_perhaps_a_program() {
+        let line = |id: &str, executable: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","package_id":"{id}","target":{{"name":"kernel"}},
+                   "profile":{{"test":true}},"executable":{executable}}}"#
+            )
+        };
+        let program = artifact(&line("path+file:///src/crates/ipvs#0.1.0", "\"/x/y\"")).unwrap();
         assert_eq!(
-            executable(r#"{"reason":"compiler-artifact","executable":null}"#),
-            None
+            (program.package(), program.executable.clone()),
+            (Some("ipvs"), Some("/x/y".into()))
         );
-        assert_eq!(executable("warning"), None);
+        let library = artifact(&line("path+file:///src/crates/other#ipvs@0.1.0", "null")).unwrap();
+        assert_eq!(
+            (library.package(), library.executable.clone()),
+            (Some("ipvs"), None)
+        );
+        assert!(artifact("warning").is_none());
+        assert!(artifact(r#"{"reason":"build-finished","success":true}"#).is_none());
     }
 }

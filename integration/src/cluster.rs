@@ -185,6 +185,37 @@ impl Cluster {
         })
     }
 
+    /// Waits until `ipvsadm -Sn` has this line among others.
+    ///
+    /// # Errors
+    /// It has not in time; with what it says.
+    pub fn expect_server(&self, line: &str) -> Result<()> {
+        eventually(|| {
+            let found = self.servers()?;
+            Ok(if found.lines().any(|found| found == line) {
+                Ok(())
+            } else {
+                Err(format!("expected of ipvsadm -Sn\n{line}\nand it says\n{found}"))
+            })
+        })
+    }
+
+    /// Waits until neither IPVS, nor kube-ipvs0, nor netfilter has anything with this text, such as an address.
+    ///
+    /// # Errors
+    /// Something is left; with what it is.
+    pub fn expect_no_trace(&self, text: &str) -> Result<()> {
+        eventually(|| {
+            let all = [self.servers()?, self.addresses()?.join("\n"), self.ruleset()?].join("\n");
+            let left: Vec<_> = all.lines().filter(|line| line.contains(text)).collect();
+            Ok(if left.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("left of {text}:\n{}", left.join("\n")))
+            })
+        })
+    }
+
     /// The addresses on kube-ipvs0 with their prefix lengths, sorted; none if there is no such link.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::cargo;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::image::{self, GuestFile};
 use crate::job::Job;
 use crate::kernel::{Kernel, Series};
@@ -47,11 +47,7 @@ impl Guest {
             image::ensure_base(&kernel, &userland)?;
             Ok(kernel)
         })?;
-        let init = cargo::build(&["--package", "integration", "--bin", "guest-init"])?;
-        let init = init
-            .into_iter()
-            .next()
-            .ok_or_else(|| Error::Unavailable("cargo built no guest-init".into()))?;
+        let init = cargo::program("integration", "guest-init")?;
         let limit = Duration::from_secs(300);
         Ok(Self {
             lab,
@@ -101,11 +97,11 @@ impl Guest {
         self.boot(command, None, Some(sink))
     }
 
-    /// Runs a command, and then a shell, both on this process's terminal; gives the command's exit status.
+    /// Runs a command on this process's terminal, without a time limit, and gives its exit status.
     ///
     /// # Errors
     /// The guest could not be started, or its kernel crashed.
-    pub fn run_and_keep(&self, command: &[String]) -> Result<u8> {
+    pub fn run_on_terminal(&self, command: &[String]) -> Result<u8> {
         let size = rustix::termios::tcgetwinsize(std::io::stdin());
         let size = size
             .map(|size| (size.ws_row, size.ws_col))
@@ -118,15 +114,15 @@ impl Guest {
     fn boot(
         &self,
         command: &[String],
-        shell: Option<(u16, u16)>,
+        terminal: Option<(u16, u16)>,
         sink: Option<&mut (dyn Write + Send)>,
     ) -> Result<u8> {
         let accelerator = self.lab.locked(|| Accelerator::choose(&self.lab, &self.kernel))?;
-        let limit = shell.is_none().then_some(self.limit);
+        let limit = terminal.is_none().then_some(self.limit);
         let job = Job {
             command: command.to_vec(),
             environment: self.environment.clone(),
-            shell,
+            terminal,
         };
         let job = serde_json::to_vec(&job).context(|| "write the job".into())?;
         let dir = self.run_dir()?;

@@ -18,8 +18,8 @@ pub struct Job {
     pub command: Vec<String>,
     /// Variables added to the guest's environment.
     pub environment: Vec<(String, String)>,
-    /// Open a shell on the output device after the command; the size of its terminal in rows and columns.
-    pub shell: Option<(u16, u16)>,
+    /// The output device is the command's terminal, with so many rows and columns; else the command reads nothing.
+    pub terminal: Option<(u16, u16)>,
 }
 
 /// A line from the guest's first process.

@@ -7,6 +7,7 @@
 //! image      both as an initramfs, and a second archive with the files of one run
 //! qemu       one boot: consoles, deadline, accelerator
 //! guest      the run of one command: what callers use
+//! host       this machine in the guest's place, where it has IPVS
 //! go         upstream's programs, built from their modules
 //! apiserver  a kube-apiserver with its etcd, on the host
 //! api        its objects, applied and deleted as YAML
@@ -38,6 +39,7 @@ pub mod cargo;
 pub mod cluster;
 pub mod go;
 pub mod guest;
+pub mod host;
 pub mod image;
 pub mod job;
 pub mod kernel;

@@ -102,6 +102,17 @@ impl Namespace {
         self.output("sh", &["-c", script])
     }
 
+    /// Runs a program on this process's terminal, to its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn interact(&self, command: &mut Command) -> Result<()> {
+        self.enter(|| {
+            let status = command.status();
+            status.context(|| "start a shell".into()).map(drop)
+        })
+    }
+
     /// Starts a program with nothing on its standard input.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use rustix::fs::CWD;
 use rustix::mount::{MountFlags, mount};
 use rustix::process::WaitOptions;
 use rustix::system::{RebootCommand, reboot, sethostname};
-use rustix::termios::{OptionalActions, Termios, Winsize, tcdrain, tcgetattr, tcsetattr, tcsetwinsize};
+use rustix::termios::{OptionalActions, Winsize, tcdrain, tcgetattr, tcsetattr, tcsetwinsize};
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
@@ -33,8 +33,18 @@ fn run() -> Result<(), Box<dyn Error>> {
     let job: Job = serde_json::from_slice(&fs::read(job::PATH)?)?;
     let output = File::options().read(true).write(true).open(job::OUTPUT)?;
     let mut reports = File::options().read(true).write(true).open(job::REPORTS)?;
-    let cooked = tcgetattr(&output)?;
-    raw(&output)?;
+    match job.terminal {
+        Some((ws_row, ws_col)) => tcsetwinsize(
+            &output,
+            Winsize {
+                ws_row,
+                ws_col,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            },
+        )?,
+        None => raw(&output)?,
+    }
     raw(&reports)?;
     sethostname(b"node")?;
     network()?;
@@ -44,9 +54,6 @@ fn run() -> Result<(), Box<dyn Error>> {
     tcdrain(&output)?;
     writeln!(reports, "{}", Report::Exited(status))?;
     tcdrain(&reports)?;
-    if let Some((rows, columns)) = job.shell {
-        shell(&job, &output, &cooked, rows, columns)?;
-    }
     Ok(())
 }
 
@@ -91,10 +98,19 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin";
 /// Runs the job's command and reaps what others leave behind, until the command itself ends.
 fn run_command(job: &Job, output: &File) -> Result<u8, Box<dyn Error>> {
     let (program, arguments) = job.command.split_first().ok_or("the job has no command")?;
-    let mut command = prepared(program, job);
+    let mut command = if job.terminal.is_some() {
+        let mut command = prepared("setsid", job);
+        command
+            .args(["--ctty", "--wait", program])
+            .stdin(output.try_clone()?);
+        command
+    } else {
+        let mut command = prepared(program, job);
+        command.stdin(Stdio::null());
+        command
+    };
     command
         .args(arguments)
-        .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?);
     let child = match command.spawn() {
@@ -115,27 +131,6 @@ fn run_command(job: &Job, output: &File) -> Result<u8, Box<dyn Error>> {
             return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX));
         }
     }
-}
-
-fn shell(job: &Job, output: &File, cooked: &Termios, rows: u16, columns: u16) -> Result<(), Box<dyn Error>> {
-    tcsetattr(output, OptionalActions::Drain, cooked)?;
-    tcsetwinsize(
-        output,
-        Winsize {
-            ws_row: rows,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        },
-    )?;
-    let mut command = prepared("setsid", job);
-    command.args(["--ctty", "--wait", "bash"]);
-    command
-        .stdin(output.try_clone()?)
-        .stdout(output.try_clone()?)
-        .stderr(output.try_clone()?);
-    command.status()?;
-    Ok(())
 }
 
 fn prepared(program: &str, job: &Job) -> Command {

@@ -1,31 +1,14 @@
-//! `cargo xtask`: the lab's commands.
+//! `cargo xtask vm`: one command on a stock kernel.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use integration::kernel::Series;
 use integration::{Error, Guest, Result};
 
-fn main() -> ExitCode {
-    let matches = cli().get_matches();
-    let result = match matches.subcommand() {
-        Some(("vm", arguments)) => vm(arguments),
-        // clap lets nothing else through.
-        _ => Ok(2),
-    };
-    result.map_or_else(
-        |error| {
-            eprintln!("xtask: {error}");
-            ExitCode::FAILURE
-        },
-        ExitCode::from,
-    )
-}
-
-fn cli() -> Command {
-    let vm = Command::new("vm")
+pub(crate) fn command() -> Command {
+    Command::new("vm")
         .about("Run a command as root on a stock kernel in a guest, and exit as it does")
         .arg(
             Arg::new("kernel")
@@ -62,15 +45,10 @@ fn cli() -> Command {
                 .trailing_var_arg(true)
                 .required(true)
                 .help("The command and its arguments"),
-        );
-    Command::new("cargo xtask")
-        .about("The lab")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(vm)
+        )
 }
 
-fn vm(arguments: &ArgMatches) -> Result<u8> {
+pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     let mut guest = Guest::prepare(arguments.get_one::<Series>("kernel").copied())?;
     for copy in arguments.get_many::<String>("copy").unwrap_or_default() {
         let (host, place) = destination(copy)?;
@@ -78,15 +56,17 @@ fn vm(arguments: &ArgMatches) -> Result<u8> {
     }
     let seconds = arguments.get_one::<u64>("timeout").copied().unwrap_or_default();
     guest = guest.limit(Duration::from_secs(seconds));
-    let command: Vec<String> = arguments
-        .get_many("command")
-        .unwrap_or_default()
-        .cloned()
-        .collect();
+    let command = arguments.get_many::<String>("command").unwrap_or_default();
     if arguments.get_flag("keep") {
-        return guest.run_and_keep(&command);
+        let shell = ["sh", "-c", "\"$@\"; status=$?; bash; exit $status", "sh"];
+        let command: Vec<_> = shell
+            .map(str::to_owned)
+            .into_iter()
+            .chain(command.cloned())
+            .collect();
+        return guest.run_on_terminal(&command);
     }
-    guest.run(&command, &mut std::io::stdout())
+    guest.run(&command.cloned().collect::<Vec<_>>(), &mut std::io::stdout())
 }
 
 /// Splits `HOST[:GUEST]`.

@@ -1,0 +1,32 @@
+//! `cargo xtask`: the lab's commands.
+
+mod demo;
+mod test;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::Command;
+
+fn main() -> ExitCode {
+    let cli = Command::new("cargo xtask")
+        .about("The lab")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([demo::command(), test::command(), vm::command()]);
+    let matches = cli.get_matches();
+    let result = match matches.subcommand() {
+        Some(("demo", arguments)) => demo::run(arguments),
+        Some(("test", arguments)) => test::run(arguments),
+        Some(("vm", arguments)) => vm::run(arguments),
+        // clap lets nothing else through.
+        _ => Ok(2),
+    };
+    result.map_or_else(
+        |error| {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        },
+        ExitCode::from,
+    )
+}
