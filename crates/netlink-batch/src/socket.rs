@@ -143,6 +143,7 @@ impl Socket {
         let mut datagram = Datagram::default();
         datagram.push(request, sequence);
         for _ in 0..DUMP_ATTEMPTS {
+            // The number serves again: an interrupted dump is read to its end.
             match self.query(&datagram, sequence).await {
                 Err(Error::Interrupted) => {}
                 result => return result,
@@ -232,7 +233,7 @@ impl Socket {
     async fn send(&mut self, datagram: &[u8]) -> Result<(), Error> {
         if std::mem::replace(&mut self.unread, true) {
             // This also ends a dump that was given up: the kernel allows a socket one at a time.
-            while self.channel.receive_queued().is_some() {}
+            while !matches!(self.channel.receive_queued(), None | Some(Err(Error::Receive(_)))) {}
         }
         self.channel.send(datagram).await
     }

@@ -235,7 +235,11 @@ impl Link {
             let outcomes = self.socket.batch(messages).await;
             results.extend(outcomes.into_iter().map(|outcome| outcome.map_err(Error::from)));
             while let Some(told) = self.notifications.try_next() {
+                let missed = told.is_err();
                 self.take_note(told);
+                if missed {
+                    break;
+                }
             }
         }
         results
