@@ -429,7 +429,10 @@ fn sets(family: Family) -> [SetMessage; 5] {
     };
     // NFT_DATA_VERDICT
     let services = map(1, SERVICES, 0xffff_ff00, 0);
-    let marks = map(4, MARKS, MARK, 4);
+    let mut marks = map(4, MARKS, MARK, 4);
+    // So that nft prints marks as the numbers that `ipvsadm` and `iptables` print: NFTNL_UDATA_SET_DATABYTEORDER, 4
+    // bytes, BYTEORDER_HOST_ENDIAN.
+    marks.attributes.push(SetAttribute::UserData([&[1, 4], 1_u32.to_ne_bytes().as_slice()].concat()));
     let mut source_ranges = set(
         5,
         SOURCE_RANGES,
