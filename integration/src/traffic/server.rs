@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, bind, listen, socket_with, sockopt};
-use rustix::pipe::pipe;
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::error::{Context, Result};
 use crate::namespace::Namespace;
@@ -35,7 +35,7 @@ impl Server {
                 })
                 .collect::<Result<Vec<_>>>()
         })?;
-        let (stopped, stop) = pipe().context(|| "make a pipe".into())?;
+        let (stopped, stop) = pipe_with(PipeFlags::CLOEXEC).context(|| "make a pipe".into())?;
         let name = name.to_owned();
         let thread = thread::spawn(move || {
             while let Some(ready) = wait(&sockets, stopped.as_fd()) {
