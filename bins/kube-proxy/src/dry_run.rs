@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::IpAddr};
 
 use ipvs::Family;
-use proxier::{Applied, Config, Planner, diff::Operation, model::Change};
+use proxier::{Applied, Config, Planner, model::Change, step::Operation};
 
 /// The operations, in their order, that a kernel with nothing of ours would be asked for.
 pub(crate) fn operations(

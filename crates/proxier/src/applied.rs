@@ -9,12 +9,11 @@ use ipnet::IpNet;
 use ipvs::{Command, Destination, ServiceKey};
 
 use crate::{
-    diff::Operation,
     kernel::{
         Observed, link,
         netfilter::{self, Element},
     },
-    wanted::Key,
+    step::{Key, Operation},
 };
 
 /// The kernel's state, as far as it concerns Services: read once, then updated by results only.
@@ -42,21 +41,35 @@ impl Applied {
     /// A virtual server is ours if the kernel's own records say so: its address is on kube-ipvs0, or an
     /// element of our nftables maps names it. On the excluded CIDRs nothing is ours until a Service wants it.
     pub fn new(observed: Observed, excluded: &[IpNet]) -> Self {
-        let mut applied = Self { excluded: excluded.to_vec(), ..Self::default() };
+        let mut applied = Self {
+            excluded: excluded.to_vec(),
+            ..Self::default()
+        };
         applied.addresses = observed.addresses.into_iter().collect();
-        observed.elements.into_iter().for_each(|element| applied.insert(element));
+        observed
+            .elements
+            .into_iter()
+            .for_each(|element| applied.insert(element));
         let marks: HashSet<_> = applied.marks().map(|(key, mark)| (key.family(), mark)).collect();
         for (service, destinations) in observed.servers {
             let key = service.key;
             let ours = match key {
                 ServiceKey::Address { address, .. } => {
                     !applied.is_excluded(&address)
-                        && (applied.addresses.contains(&address) || applied.elements.contains_key(&Key::Server(key)))
+                        && (applied.addresses.contains(&address)
+                            || applied.elements.contains_key(&Key::Server(key)))
                 }
                 ServiceKey::Fwmark { family, mark } => marks.contains(&(family, mark)),
             };
             let destinations = destinations.into_iter().map(|d| (d.socket_addr(), d)).collect();
-            applied.servers.insert(key, Server { service, destinations, ours });
+            applied.servers.insert(
+                key,
+                Server {
+                    service,
+                    destinations,
+                    ours,
+                },
+            );
         }
         applied
     }
@@ -81,7 +94,10 @@ impl Applied {
     }
 
     fn insert(&mut self, element: Element) {
-        self.elements.entry(Key::of_element(&element)).or_default().insert(element);
+        self.elements
+            .entry(Key::of_element(&element))
+            .or_default()
+            .insert(element);
     }
 
     fn remove(&mut self, element: &Element) {
@@ -102,7 +118,10 @@ impl Applied {
     /// All that is ours. A virtual server by firewall mark belongs to the one that has the mark.
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
         let by_address = |key: &ServiceKey| matches!(key, ServiceKey::Address { .. });
-        let servers = self.servers.iter().filter(move |(key, server)| server.ours && by_address(key));
+        let servers = self
+            .servers
+            .iter()
+            .filter(move |(key, server)| server.ours && by_address(key));
         let servers = servers.map(|(key, _)| Key::Server(*key));
         let addresses = self.addresses.iter().copied().map(Key::Address);
         servers.chain(addresses).chain(self.elements.keys().copied())

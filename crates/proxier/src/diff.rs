@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeSet, HashSet, hash_map::DefaultHasher},
-    fmt,
     hash::{Hash, Hasher},
     net::{IpAddr, SocketAddr},
 };
@@ -21,68 +20,9 @@ use crate::{
         netfilter::{self, Element},
     },
     plan::RealServers,
-    wanted::{Key, Wanted},
+    step::{Key, Operation, RealServer, Step},
+    wanted::Wanted,
 };
-
-/// One thing that the kernel is asked to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// Change an element of our nftables tables.
-    Netfilter(netfilter::Update),
-    /// Change a virtual or a real server.
-    Ipvs(Command),
-    /// Change an address on kube-ipvs0.
-    Link(link::Update),
-}
-
-impl Operation {
-    /// Whether one driver carries both out.
-    pub fn has_driver_of(&self, other: &Self) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(other)
-    }
-}
-
-/// The command line that does the same.
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Netfilter(netfilter::Update::Add(element)) => write!(f, "nft add element {element}"),
-            Self::Netfilter(netfilter::Update::Remove(element)) => write!(f, "nft delete element {element}"),
-            Self::Ipvs(command) => write!(f, "ipvsadm {command}"),
-            Self::Link(update) => update.fmt(f),
-        }
-    }
-}
-
-impl From<Command> for Operation {
-    fn from(command: Command) -> Self {
-        Self::Ipvs(command)
-    }
-}
-
-impl From<netfilter::Update> for Operation {
-    fn from(update: netfilter::Update) -> Self {
-        Self::Netfilter(update)
-    }
-}
-
-impl From<link::Update> for Operation {
-    fn from(update: link::Update) -> Self {
-        Self::Link(update)
-    }
-}
-
-/// An operation and the object that it is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The object; when one of its steps fails, its later ones are not tried.
-    pub key: Key,
-    /// What to do.
-    pub operation: Operation,
-}
-
-/// A real server: its virtual server's key, and its own address.
-pub type RealServer = (ServiceKey, SocketAddr);
 
 /// What a diff takes into account besides the two states.
 #[derive(Clone, Copy, Debug)]
@@ -151,13 +91,27 @@ impl Phases {
 
     /// While an object is wanted, its elements are replaced before anything else. The last go at the end.
     fn elements(&mut self, key: Key, wanted: &BTreeSet<Element>, has: &BTreeSet<Element>) {
-        let phase = if wanted.is_empty() { &mut self.finish } else { &mut self.prepare };
-        has.difference(wanted).for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
-        wanted.difference(has).for_each(|element| push(phase, key, netfilter::Update::Add(*element)));
+        let phase = if wanted.is_empty() {
+            &mut self.finish
+        } else {
+            &mut self.prepare
+        };
+        has.difference(wanted)
+            .for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
+        wanted
+            .difference(has)
+            .for_each(|element| push(phase, key, netfilter::Update::Add(*element)));
     }
 
     /// The virtual server, and the one for clients in the cluster.
-    fn servers(&mut self, key: Key, server: ServiceKey, wanted: &Wanted, applied: &Applied, circumstances: Circumstances<'_>) {
+    fn servers(
+        &mut self,
+        key: Key,
+        server: ServiceKey,
+        wanted: &Wanted,
+        applied: &Applied,
+        circumstances: Circumstances<'_>,
+    ) {
         let family = server.family();
         let by_mark = |mark| ServiceKey::Fwmark { family, mark };
         let frontend = wanted.server(&server);
@@ -165,23 +119,40 @@ impl Phases {
         if let Some(frontend) = frontend {
             wants.push((frontend.virtual_server.clone(), &frontend.real_servers));
             if let Some((mark, real_servers)) = wanted.in_cluster(&server) {
-                wants.push((ipvs::Service { key: by_mark(mark), ..frontend.virtual_server.clone() }, real_servers));
+                wants.push((
+                    ipvs::Service {
+                        key: by_mark(mark),
+                        ..frontend.virtual_server.clone()
+                    },
+                    real_servers,
+                ));
             }
         }
-        let marks = applied.elements(&key).into_iter().filter_map(|element| match element {
-            Element::Mark(_, mark) => Some(by_mark(mark)),
-            _ => None,
-        });
-        let unwanted = [server].into_iter().chain(marks).filter(|has| !wants.iter().any(|(service, _)| service.key == *has));
+        let marks = applied
+            .elements(&key)
+            .into_iter()
+            .filter_map(|element| match element {
+                Element::Mark(_, mark) => Some(by_mark(mark)),
+                _ => None,
+            });
+        let unwanted = [server]
+            .into_iter()
+            .chain(marks)
+            .filter(|has| !wants.iter().any(|(service, _)| service.key == *has));
         let deleted: Vec<_> = unwanted
             .filter(|unwanted| applied.servers.get(unwanted).is_some_and(|server| server.ours))
             .map(Command::DelService)
             .collect();
-        let changed = wants.into_iter().flat_map(|(service, real_servers)| match applied.servers.get(&service.key) {
-            Some(has) => edit(&service, real_servers, has, circumstances),
-            None => create(&service, real_servers, circumstances),
-        });
-        changed.chain(deleted).for_each(|command| push(&mut self.servers, key, command));
+        let changed =
+            wants.into_iter().flat_map(
+                |(service, real_servers)| match applied.servers.get(&service.key) {
+                    Some(has) => edit(&service, real_servers, has, circumstances),
+                    None => create(&service, real_servers, circumstances),
+                },
+            );
+        changed
+            .chain(deleted)
+            .for_each(|command| push(&mut self.servers, key, command));
     }
 
     fn address(&mut self, key: Key, address: IpAddr, wanted: bool, applied: &Applied) {
@@ -196,9 +167,18 @@ impl Phases {
 }
 
 fn create(service: &ipvs::Service, wanted: &RealServers, circumstances: Circumstances<'_>) -> Vec<Command> {
-    let added = in_order_of_insertion(wanted.usable.iter().copied().collect(), service, circumstances.node);
-    let added = added.into_iter().map(|a| Command::NewDestination(service.key, Destination::new(a)));
-    [Command::NewService(service.clone())].into_iter().chain(added).collect()
+    let added = in_order_of_insertion(
+        wanted.usable.iter().copied().collect(),
+        service,
+        circumstances.node,
+    );
+    let added = added
+        .into_iter()
+        .map(|a| Command::NewDestination(service.key, Destination::new(a)));
+    [Command::NewService(service.clone())]
+        .into_iter()
+        .chain(added)
+        .collect()
 }
 
 fn edit(
@@ -227,8 +207,7 @@ fn edit(
         if wanted.usable.contains(address) {
             continue;
         }
-        let may_stay = wanted.leaving.contains(address)
-            && !circumstances.drained.contains(&(key, *address));
+        let may_stay = wanted.leaving.contains(address) && !circumstances.drained.contains(&(key, *address));
         if !may_stay {
             removed.push(Command::DelDestination(key, *address));
         } else if destination.weight != 0 {

@@ -8,7 +8,7 @@ use std::{
 use ipvs::{Command, ServiceKey};
 use tokio::time::Instant;
 
-use crate::diff::RealServer;
+use crate::step::RealServer;
 
 /// The real servers at weight 0 that Services do not want any more.
 ///

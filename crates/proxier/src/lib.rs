@@ -29,6 +29,7 @@ pub mod planner;
 #[cfg(test)]
 mod properties;
 pub mod reconciler;
+pub mod step;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -24,7 +24,12 @@ pub(crate) struct Marks {
 impl Marks {
     pub(crate) fn new(masquerade_bit: u8) -> Self {
         let masquerade = 1_u32.wrapping_shl(masquerade_bit.into());
-        Self { masquerade, by_key: HashMap::new(), keys: HashMap::new(), last: 0 }
+        Self {
+            masquerade,
+            by_key: HashMap::new(),
+            keys: HashMap::new(),
+            last: 0,
+        }
     }
 
     /// The mark that the kernel has for a virtual server stays (I6).
@@ -51,7 +56,10 @@ impl Marks {
         }
         let numbers = (1..=u16::MAX).map(|step| self.last.wrapping_add(step));
         let marks = numbers.map(|number| BASE & !self.masquerade | u32::from(number));
-        if let Some(mark) = marks.into_iter().find(|mark| self.is_ours(*mark) && !self.keys.contains_key(mark)) {
+        if let Some(mark) = marks
+            .into_iter()
+            .find(|mark| self.is_ours(*mark) && !self.keys.contains_key(mark))
+        {
             self.last = (mark & 0xffff) as u16;
             self.keys.insert(mark, key);
             self.by_key.insert(key, mark);
@@ -65,7 +73,9 @@ impl Marks {
     }
 
     fn is_ours(&self, mark: u32) -> bool {
-        mark & 0xffff_0000 == BASE & !self.masquerade & 0xffff_0000 && mark & 0xffff != 0 && mark & self.masquerade == 0
+        mark & 0xffff_0000 == BASE & !self.masquerade & 0xffff_0000
+            && mark & 0xffff != 0
+            && mark & self.masquerade == 0
     }
 }
 
@@ -79,7 +89,11 @@ mod tests {
     use crate::testing::ip;
 
     fn key(port: u16) -> ServiceKey {
-        ServiceKey::Address { address: ip("10.96.0.1"), protocol: Protocol::Tcp, port }
+        ServiceKey::Address {
+            address: ip("10.96.0.1"),
+            protocol: Protocol::Tcp,
+            port,
+        }
     }
 
     #[test]
@@ -105,7 +119,11 @@ mod tests {
         marks.assign(key(80));
         marks.assign(key(443));
         assert_eq!(marks.get(&key(80)), Some(BASE | 7));
-        assert_eq!(marks.get(&key(443)), Some(BASE | 8), "a mark that is not ours is not kept");
+        assert_eq!(
+            marks.get(&key(443)),
+            Some(BASE | 8),
+            "a mark that is not ours is not kept"
+        );
     }
 
     #[test]

@@ -126,40 +126,62 @@ pub fn plan<'a>(
         }
         plan.addresses.insert(*cluster_ip);
         let of_family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
-            addresses.iter().copied().filter(|a| Family::of(*a) == family).collect()
+            addresses
+                .iter()
+                .copied()
+                .filter(|a| Family::of(*a) == family)
+                .collect()
         };
-        let (external_ips, balancer_ips) = (of_family(&service.external_ips), of_family(&service.load_balancer_ips));
+        let (external_ips, balancer_ips) = (
+            of_family(&service.external_ips),
+            of_family(&service.load_balancer_ips),
+        );
         let announced = external_ips.iter().chain(&balancer_ips);
-        plan.addresses.extend(announced.filter(|a| !node.own_addresses.contains(a)));
+        plan.addresses
+            .extend(announced.filter(|a| !node.own_addresses.contains(a)));
 
         for port in &service.ports {
             let endpoints = Endpoints::merge(slices.clone(), port, family, &config.node_name);
             plan.hairpins.extend(endpoints.local().map(|a| a.ip()));
-            let mut add = |address: IpAddr, number: NonZeroU16, side: &Side, source_ranges: Option<BTreeSet<IpNet>>| {
-                let key = ServiceKey::Address { address, protocol: port.protocol, port: number.get() };
-                let frontend = Frontend {
-                    virtual_server: virtual_server(key, service, config),
-                    real_servers: side.real_servers.clone(),
-                    in_cluster: side.in_cluster.clone(),
-                    treatment: match (side.external, &source_ranges) {
-                        (None, _) => Treatment::ClusterIp,
-                        (Some(external), None) => Treatment::External(external),
-                        (Some(external), Some(_)) => Treatment::Restricted(external),
-                    },
-                    source_ranges: source_ranges.unwrap_or_default(),
+            let mut add =
+                |address: IpAddr, number: NonZeroU16, side: &Side, source_ranges: Option<BTreeSet<IpNet>>| {
+                    let key = ServiceKey::Address {
+                        address,
+                        protocol: port.protocol,
+                        port: number.get(),
+                    };
+                    let frontend = Frontend {
+                        virtual_server: virtual_server(key, service, config),
+                        real_servers: side.real_servers.clone(),
+                        in_cluster: side.in_cluster.clone(),
+                        treatment: match (side.external, &source_ranges) {
+                            (None, _) => Treatment::ClusterIp,
+                            (Some(external), None) => Treatment::External(external),
+                            (Some(external), Some(_)) => Treatment::Restricted(external),
+                        },
+                        source_ranges: source_ranges.unwrap_or_default(),
+                    };
+                    plan.frontends.insert(key, frontend);
                 };
-                plan.frontends.insert(key, frontend);
-            };
 
             let outside = Side::external(service.external_traffic_policy, &endpoints, port.protocol, place);
             for address in &external_ips {
                 add(*address, port.port, &outside, None);
             }
             for address in &balancer_ips {
-                add(*address, port.port, &outside, source_ranges(service, *address, node));
+                add(
+                    *address,
+                    port.port,
+                    &outside,
+                    source_ranges(service, *address, node),
+                );
             }
             if let Some(node_port) = port.node_port {
-                for address in node.node_port_addresses.iter().filter(|a| Family::of(**a) == family) {
+                for address in node
+                    .node_port_addresses
+                    .iter()
+                    .filter(|a| Family::of(**a) == family)
+                {
                     add(*address, node_port, &outside, None);
                 }
             }
@@ -181,16 +203,30 @@ struct Side {
 
 impl Side {
     /// The meaning of `internalTrafficPolicy`. Local without an endpoint here serves nobody (Q13).
-    fn internal(policy: TrafficPolicy, endpoints: &Endpoints<'_>, protocol: Protocol, place: Place<'_>) -> Self {
+    fn internal(
+        policy: TrafficPolicy,
+        endpoints: &Endpoints<'_>,
+        protocol: Protocol,
+        place: Place<'_>,
+    ) -> Self {
         let usable = match policy {
             TrafficPolicy::Cluster => endpoints.of_cluster(place),
             TrafficPolicy::Local => endpoints.of_node().unwrap_or_default(),
         };
-        Self { real_servers: RealServers::shared(usable, endpoints, protocol), in_cluster: None, external: None }
+        Self {
+            real_servers: RealServers::shared(usable, endpoints, protocol),
+            in_cluster: None,
+            external: None,
+        }
     }
 
     /// The meaning of `externalTrafficPolicy`.
-    fn external(policy: TrafficPolicy, endpoints: &Endpoints<'_>, protocol: Protocol, place: Place<'_>) -> Self {
+    fn external(
+        policy: TrafficPolicy,
+        endpoints: &Endpoints<'_>,
+        protocol: Protocol,
+        place: Place<'_>,
+    ) -> Self {
         let everywhere = endpoints.of_cluster(place);
         let shared = |usable| RealServers::shared(usable, endpoints, protocol);
         let (usable, others, external) = match (policy, endpoints.of_node()) {
@@ -203,7 +239,11 @@ impl Side {
             (TrafficPolicy::Local, None) if everywhere.is_empty() => (everywhere, None, External::Local),
             (TrafficPolicy::Local, None) => (everywhere, None, External::NotHere),
         };
-        Self { real_servers: shared(usable), in_cluster: others.map(shared), external: Some(external) }
+        Self {
+            real_servers: shared(usable),
+            in_cluster: others.map(shared),
+            external: Some(external),
+        }
     }
 }
 
@@ -216,7 +256,11 @@ fn source_ranges(service: &Service, balancer_ip: IpAddr, node: &NodeFacts) -> Op
         return None;
     };
     let family = Family::of(balancer_ip);
-    let mut ranges: Vec<_> = ranges.iter().map(IpNet::trunc).filter(|r| Family::of(r.addr()) == family).collect();
+    let mut ranges: Vec<_> = ranges
+        .iter()
+        .map(IpNet::trunc)
+        .filter(|r| Family::of(r.addr()) == family)
+        .collect();
     if ranges.iter().any(|range| range.prefix_len() == 0) {
         return None;
     }
@@ -494,18 +538,27 @@ mod tests {
         let plan = plan(&service, &[], &facts(&config), &config);
         let frontend = plan.frontends.values().next_back().unwrap();
         let ranges = frontend.source_ranges.iter().map(ToString::to_string);
-        [frontend.treatment.to_string()].into_iter().chain(ranges).collect()
+        [frontend.treatment.to_string()]
+            .into_iter()
+            .chain(ranges)
+            .collect()
     }
 
     #[test]
     fn c3_source_ranges_restrict_load_balancer_addresses() {
-        assert_eq!(ranges(&["198.51.100.7/24"]), ["goto ranges-masquerade", "198.51.100.0/24"]);
+        assert_eq!(
+            ranges(&["198.51.100.7/24"]),
+            ["goto ranges-masquerade", "198.51.100.0/24"]
+        );
         assert_eq!(
             ranges(&["198.51.100.0/24", "198.51.100.1/32", "198.51.101.0/24"]),
             ["goto ranges-masquerade", "198.51.100.0/23"],
             "ranges that the kernel would refuse for overlapping are merged"
         );
-        assert_eq!(ranges(&["198.51.100.0/24", "0.0.0.0/0"]), ["goto mark-for-masquerade"]);
+        assert_eq!(
+            ranges(&["198.51.100.0/24", "0.0.0.0/0"]),
+            ["goto mark-for-masquerade"]
+        );
         assert_eq!(
             ranges(&["192.168.0.0/24"]),
             ["goto ranges-masquerade", "192.168.0.0/24", "203.0.113.8/32"],

@@ -11,11 +11,12 @@ use tracing::{info, warn};
 use crate::{
     applied::Applied,
     config::Config,
-    diff::{Circumstances, RealServer, Step, diff},
+    diff::{Circumstances, diff},
     model::{Change, ObjectName},
     plan::{NodeFacts, Plan, plan},
+    step::{Key, RealServer, Step},
     store::{Affected, Store},
-    wanted::{Key, Wanted},
+    wanted::Wanted,
 };
 
 /// The cluster's objects, what they want of this node's kernel, and which of them are still to be planned.
@@ -62,7 +63,7 @@ impl Planner {
 
     /// Virtual servers that have firewall marks in the kernel are to keep them; to be called first.
     pub fn adopt_marks(&mut self, applied: &Applied) {
-        self.wanted.adopt_marks(applied);
+        self.wanted.adopt_marks(applied.marks());
     }
 
     /// The configuration.

@@ -10,11 +10,10 @@ use proptest::prelude::*;
 
 use crate::{
     Applied, Config, Planner,
-    diff::Step,
     kernel::{fake::State, netfilter::Element},
     model::*,
+    step::{Key, Step},
     testing::{endpoint_port, ip, name},
-    wanted::Key,
 };
 
 /// A cluster's objects, by kind and name. There are few names, addresses and ports, so that they clash.

@@ -15,12 +15,11 @@ use tracing::{debug, error, info, warn};
 use crate::{
     applied::Applied,
     config::Config,
-    diff::{Operation, Step},
     drain::Draining,
     kernel::{Event, Failure, FailureKind, Kernel},
     model::Change,
     planner::Planner,
-    wanted::Key,
+    step::{Key, Operation, Step},
 };
 
 /// How many Services share a batch. The first batches of a start are in force while later ones are planned,
@@ -481,7 +480,9 @@ mod tests {
         let (wanted, elements) = kernel.change(|state| (state.servers.clone(), state.elements.clone()));
         kernel.change(|state| {
             state.addresses.clear();
-            state.elements.insert(crate::kernel::netfilter::Element::Hairpin(ip("10.244.0.9")));
+            state
+                .elements
+                .insert(crate::kernel::netfilter::Element::Hairpin(ip("10.244.0.9")));
             for (_, destinations) in state.servers.values_mut() {
                 destinations
                     .values_mut()

@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    fmt,
     hash::Hash,
     net::IpAddr,
 };
@@ -15,54 +14,26 @@ use std::{
 use ipvs::ServiceKey;
 
 use crate::{
-    applied::Applied,
     kernel::netfilter::{self, Element},
     marks::Marks,
     model::ObjectName,
     plan::{Frontend, Plan, RealServers},
+    step::Key,
 };
-
-/// A kernel object, or a few that come and go together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Key {
-    /// A virtual server with its real servers, and the one for clients in the cluster if that is another; and
-    /// the netfilter elements that say how flows are treated.
-    Server(ServiceKey),
-    /// An address on kube-ipvs0, and the netfilter element that guards its unknown ports.
-    Address(IpAddr),
-    /// The netfilter element for a local pod's flows to itself.
-    Hairpin(IpAddr),
-}
-
-impl Key {
-    /// The object that a netfilter element belongs to.
-    pub(crate) fn of_element(element: &Element) -> Self {
-        match *element {
-            Element::Service(frontend, _) | Element::Mark(frontend, _) | Element::SourceRange(frontend, _) => {
-                let netfilter::Frontend { address, protocol, port } = frontend;
-                Self::Server(ServiceKey::Address { address, protocol, port })
-            }
-            Element::ServiceAddress(address) => Self::Address(address),
-            Element::Hairpin(address) => Self::Hairpin(address),
-        }
-    }
-}
 
 /// How netfilter looks a virtual server up.
 fn frontend(server: &ServiceKey) -> Option<netfilter::Frontend> {
     match *server {
-        ServiceKey::Address { address, protocol, port } => Some(netfilter::Frontend { address, protocol, port }),
+        ServiceKey::Address {
+            address,
+            protocol,
+            port,
+        } => Some(netfilter::Frontend {
+            address,
+            protocol,
+            port,
+        }),
         ServiceKey::Fwmark { .. } => None,
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Server(key) => write!(f, "virtual server {key}"),
-            Self::Address(address) => write!(f, "address {address}"),
-            Self::Hairpin(address) => write!(f, "hairpin masquerading of {address}"),
-        }
     }
 }
 
@@ -112,8 +83,8 @@ impl Wanted {
     }
 
     /// Virtual servers that have firewall marks in the kernel are to keep them.
-    pub fn adopt_marks(&mut self, applied: &Applied) {
-        applied.marks().for_each(|(key, mark)| self.marks.adopt(key, mark));
+    pub fn adopt_marks(&mut self, marks: impl Iterator<Item = (ServiceKey, u32)>) {
+        marks.for_each(|(key, mark)| self.marks.adopt(key, mark));
     }
 
     /// Replaces what a Service wants; [`Plan::default`] withdraws it. Returns the keys whose wanted state may
@@ -213,14 +184,30 @@ impl Wanted {
                 let (Some(wanted), Some(frontend)) = (self.server(&server), frontend(&server)) else {
                     return BTreeSet::new();
                 };
-                let ranges = wanted.source_ranges.iter().map(|range| Element::SourceRange(frontend, *range));
-                let mark = self.in_cluster(&server).map(|(mark, _)| Element::Mark(frontend, mark));
-                [Element::Service(frontend, wanted.treatment)].into_iter().chain(mark).chain(ranges).collect()
+                let ranges = wanted
+                    .source_ranges
+                    .iter()
+                    .map(|range| Element::SourceRange(frontend, *range));
+                let mark = self
+                    .in_cluster(&server)
+                    .map(|(mark, _)| Element::Mark(frontend, mark));
+                [Element::Service(frontend, wanted.treatment)]
+                    .into_iter()
+                    .chain(mark)
+                    .chain(ranges)
+                    .collect()
             }
-            Key::Address(address) => self.address(&address).then_some(Element::ServiceAddress(address)).into_iter().collect(),
-            Key::Hairpin(address) => {
-                self.hairpins.contains(&address).then_some(Element::Hairpin(address)).into_iter().collect()
-            }
+            Key::Address(address) => self
+                .address(&address)
+                .then_some(Element::ServiceAddress(address))
+                .into_iter()
+                .collect(),
+            Key::Hairpin(address) => self
+                .hairpins
+                .contains(&address)
+                .then_some(Element::Hairpin(address))
+                .into_iter()
+                .collect(),
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
     Event, Failure, FailureKind, Kernel, Observed, link,
     netfilter::{self, Element},
 };
-use crate::diff::{Operation, RealServer};
+use crate::step::{Operation, RealServer};
 
 /// A handle to the state, which the test and the reconciler share.
 #[derive(Clone, Debug, Default)]

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config::{Config, Timeouts},
-    diff::{Operation, RealServer},
+    step::{Operation, RealServer},
 };
 
 /// Where a scheduler is tried out: an address for documentation (RFC 5737), which no Service has.

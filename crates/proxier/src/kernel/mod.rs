@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt, future::Future, net::IpAddr};
 
 use ipvs::{Destination, Family};
 
-use crate::diff::{Operation, RealServer};
+use crate::step::{Operation, RealServer};
 
 #[cfg(test)]
 pub(crate) mod fake;

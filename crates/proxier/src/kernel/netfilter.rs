@@ -218,7 +218,10 @@ impl Element {
             Self::SourceRange(frontend, range) => {
                 const NFTA_DATA_VALUE: u16 = 1;
                 let end = [frontend.key(), octets(range.broadcast())].concat();
-                attributes.push(SetElementAttribute::KeyEnd(vec![DefaultNla::new(NFTA_DATA_VALUE, end)]));
+                attributes.push(SetElementAttribute::KeyEnd(vec![DefaultNla::new(
+                    NFTA_DATA_VALUE,
+                    end,
+                )]));
             }
             Self::ServiceAddress(_) | Self::Hairpin(_) => {}
         }
@@ -333,7 +336,10 @@ impl Netfilter {
         let socket = Socket::connect(NETLINK_NETFILTER)?;
         let mut notifications = Notifications::subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
         notifications.ignore(socket.port()?);
-        Ok(Self { socket, notifications })
+        Ok(Self {
+            socket,
+            notifications,
+        })
     }
 
     /// Makes the table of a family, its sets, chains and rules, unless they are there as `ruleset` wants them;

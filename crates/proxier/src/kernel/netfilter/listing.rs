@@ -138,11 +138,17 @@ fn read_element(element: &[u8], family: Family, set: &str) -> Option<Element> {
     match set {
         SERVICES => {
             let (frontend, _) = read_frontend(key, family)?;
-            Some(Element::Service(frontend, read_treatment(data(NFTA_DATA_VERDICT)?)?))
+            Some(Element::Service(
+                frontend,
+                read_treatment(data(NFTA_DATA_VERDICT)?)?,
+            ))
         }
         MARKS => {
             let (frontend, _) = read_frontend(key, family)?;
-            Some(Element::Mark(frontend, u32::from_ne_bytes(*data(NFTA_DATA_VALUE)?.first_chunk()?)))
+            Some(Element::Mark(
+                frontend,
+                u32::from_ne_bytes(*data(NFTA_DATA_VALUE)?.first_chunk()?),
+            ))
         }
         SOURCE_RANGES => {
             let end = find(find(element, NFTA_SET_ELEM_KEY_END)?, NFTA_DATA_VALUE)?;
@@ -170,7 +176,11 @@ fn read_frontend(key: &[u8], family: Family) -> Option<(Frontend, &[u8])> {
 
 /// The network from one address to another, if they are the ends of one.
 fn range(first: IpAddr, last: IpAddr) -> Option<IpNet> {
-    let differ = octets(first).iter().zip(octets(last)).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+    let differ = octets(first)
+        .iter()
+        .zip(octets(last))
+        .map(|(a, b)| (a ^ b).count_ones())
+        .sum::<u32>();
     let length = octets(first).len() as u32 * 8 - differ;
     let range = IpNet::new(first, u8::try_from(length).ok()?).ok()?;
     (range.network() == first && range.broadcast() == last).then_some(range)
@@ -192,7 +202,9 @@ fn read_treatment(verdict: &[u8]) -> Option<Treatment> {
     const NFTA_VERDICT_CHAIN: u16 = 2;
     let code = u32::from_be_bytes(*find(verdict, NFTA_VERDICT_CODE)?.first_chunk()?);
     let chain = find(verdict, NFTA_VERDICT_CHAIN).map(string)?;
-    let known = Treatment::ALL.into_iter().find(|treatment| treatment.chain() == chain)?;
+    let known = Treatment::ALL
+        .into_iter()
+        .find(|treatment| treatment.chain() == chain)?;
     (code == NFT_GOTO).then_some(known)
 }
 

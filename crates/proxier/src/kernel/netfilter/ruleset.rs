@@ -14,12 +14,12 @@ use netlink_packet_netfilter::{
 };
 
 use super::{
-    CLUSTER_IP, External, HAIRPIN, IN_CLUSTER, LOCAL, MARK_FOR_MASQUERADE, MARKS, NOT_HERE, SERVICE_ADDRESSES,
-    SERVICES, SOURCE_RANGES, TABLE, Treatment,
+    CLUSTER_IP, External, HAIRPIN, IN_CLUSTER, LOCAL, MARK_FOR_MASQUERADE, MARKS, NOT_HERE,
+    SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, TABLE, Treatment,
     expression::{
-        bitwise, cmp, destination_port, drop_verdict, goto_chain, in_set, masquerade, masquerade_fully_random, meta,
-        network_header, new_flow, reject, return_verdict, set_mark, source_is_local, value_from_map, verdict,
-        verdict_map,
+        bitwise, cmp, destination_port, drop_verdict, goto_chain, in_set, masquerade,
+        masquerade_fully_random, meta, network_header, new_flow, reject, return_verdict, set_mark,
+        source_is_local, value_from_map, verdict, verdict_map,
     },
     listing::UDATA_RULE_COMMENT,
     message,
@@ -177,13 +177,25 @@ fn rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
     rules.extend(cluster_ip_rules(family, ruleset));
     rules.extend(except_in_cluster(LOCAL, family, ruleset, &goto_chain(IN_CLUSTER)));
     rules.extend(except_in_cluster(NOT_HERE, family, ruleset, &return_verdict()));
-    rules.push(Rule::new(NOT_HERE, "clients elsewhere", [vec![verdict(drop_verdict())]]));
+    rules.push(Rule::new(
+        NOT_HERE,
+        "clients elsewhere",
+        [vec![verdict(drop_verdict())]],
+    ));
     rules.push(Rule::new(
         IN_CLUSTER,
         "on to all endpoints",
-        [destination_and_port(family), vec![value_from_map(MARKS, 0), set_mark(0)]],
+        [
+            destination_and_port(family),
+            vec![value_from_map(MARKS, 0), set_mark(0)],
+        ],
     ));
-    rules.extend([External::Masquerade, External::Local, External::NotHere].map(|e| restricted_rules(family, e)).into_iter().flatten());
+    rules.extend(
+        [External::Masquerade, External::Local, External::NotHere]
+            .map(|e| restricted_rules(family, e))
+            .into_iter()
+            .flatten(),
+    );
     rules.extend([
         Rule::new(
             MARK_FOR_MASQUERADE,
@@ -233,24 +245,43 @@ fn cluster_ip_rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
         return vec![Rule::new(CLUSTER_IP, "all clients", [goto_mark()])];
     }
     // The kernel may choose the virtual address itself as the source address of a client on the node (E4).
-    let mut rules = vec![Rule::new(CLUSTER_IP, CLIENTS_ON_THIS_NODE, [source_is_local(), goto_mark()])];
+    let mut rules = vec![Rule::new(
+        CLUSTER_IP,
+        CLIENTS_ON_THIS_NODE,
+        [source_is_local(), goto_mark()],
+    )];
     let pods = pods(family, &ruleset.local_detector);
     if !pods.is_empty() {
-        rules.extend(
-            pods.into_iter()
-                .map(|pods| Rule::new(CLUSTER_IP, CLIENTS_IN_PODS, [pods, vec![verdict(return_verdict())]])),
-        );
+        rules.extend(pods.into_iter().map(|pods| {
+            Rule::new(
+                CLUSTER_IP,
+                CLIENTS_IN_PODS,
+                [pods, vec![verdict(return_verdict())]],
+            )
+        }));
         rules.push(Rule::new(CLUSTER_IP, "clients elsewhere", [goto_mark()]));
     }
     rules
 }
 
 /// What both chains for `externalTrafficPolicy: Local` begin with: clients in the cluster leave for `to`.
-fn except_in_cluster(chain: &'static str, family: Family, ruleset: &Ruleset, to: &[VerdictAttribute]) -> Vec<Rule> {
+fn except_in_cluster(
+    chain: &'static str,
+    family: Family,
+    ruleset: &Ruleset,
+    to: &[VerdictAttribute],
+) -> Vec<Rule> {
     let leave = || vec![verdict(to.to_vec())];
-    let mut rules = vec![Rule::new(chain, CLIENTS_ON_THIS_NODE, [source_is_local(), leave()])];
+    let mut rules = vec![Rule::new(
+        chain,
+        CLIENTS_ON_THIS_NODE,
+        [source_is_local(), leave()],
+    )];
     let pods = pods(family, &ruleset.local_detector);
-    rules.extend(pods.into_iter().map(|pods| Rule::new(chain, CLIENTS_IN_PODS, [pods, leave()])));
+    rules.extend(
+        pods.into_iter()
+            .map(|pods| Rule::new(chain, CLIENTS_IN_PODS, [pods, leave()])),
+    );
     rules
 }
 
@@ -388,8 +419,15 @@ fn chains() -> Vec<ChainMessage> {
         base_chain(INPUT, "filter", InetHookNumber::LocalIn, FILTER),
         base_chain(OUTPUT, "filter", InetHookNumber::LocalOut, MANGLE),
     ];
-    chains.extend(treatments.map(|name| ChainMessage { attributes: chain(name) }));
-    chains.push(base_chain(POSTROUTING, "nat", InetHookNumber::PostRouting, SRCNAT));
+    chains.extend(treatments.map(|name| ChainMessage {
+        attributes: chain(name),
+    }));
+    chains.push(base_chain(
+        POSTROUTING,
+        "nat",
+        InetHookNumber::PostRouting,
+        SRCNAT,
+    ));
     chains
 }
 
@@ -424,7 +462,8 @@ fn sets(family: Family) -> [SetMessage; 5] {
     let frontend = [address_type, INET_PROTO, INET_SERVICE];
     let map = |id, name, data_type, data_len| {
         let mut map = set(id, name, &frontend, address + 4 + 4, SetFlags::Map);
-        map.attributes.extend([SetAttribute::DataType(data_type), SetAttribute::DataLen(data_len)]);
+        map.attributes
+            .extend([SetAttribute::DataType(data_type), SetAttribute::DataLen(data_len)]);
         map
     };
     // NFT_DATA_VERDICT
@@ -432,7 +471,9 @@ fn sets(family: Family) -> [SetMessage; 5] {
     let mut marks = map(4, MARKS, MARK, 4);
     // So that nft prints marks as the numbers that `ipvsadm` and `iptables` print: NFTNL_UDATA_SET_DATABYTEORDER, 4
     // bytes, BYTEORDER_HOST_ENDIAN.
-    marks.attributes.push(SetAttribute::UserData([&[1, 4], 1_u32.to_ne_bytes().as_slice()].concat()));
+    marks.attributes.push(SetAttribute::UserData(
+        [&[1, 4], 1_u32.to_ne_bytes().as_slice()].concat(),
+    ));
     let mut source_ranges = set(
         5,
         SOURCE_RANGES,
@@ -441,11 +482,21 @@ fn sets(family: Family) -> [SetMessage; 5] {
         SetFlags::Interval | SetFlags::Concat,
     );
     let fields = [address, 1, 2, address].map(field);
-    source_ranges.attributes.push(SetAttribute::Description(vec![SetDescription::Concat(fields.to_vec())]));
+    source_ranges
+        .attributes
+        .push(SetAttribute::Description(vec![SetDescription::Concat(
+            fields.to_vec(),
+        )]));
     [
         services,
         set(2, SERVICE_ADDRESSES, &[address_type], address, SetFlags::empty()),
-        set(3, HAIRPIN, &[address_type, address_type], 2 * address, SetFlags::empty()),
+        set(
+            3,
+            HAIRPIN,
+            &[address_type, address_type],
+            2 * address,
+            SetFlags::empty(),
+        ),
         marks,
         source_ranges,
     ]

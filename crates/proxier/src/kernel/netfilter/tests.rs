@@ -16,7 +16,14 @@ fn ruleset() -> Ruleset {
 
 fn service(address: &str, port: u16, treatment: Treatment) -> Element {
     let address = address.parse().unwrap();
-    Element::Service(Frontend { address, protocol: Protocol::Tcp, port }, treatment)
+    Element::Service(
+        Frontend {
+            address,
+            protocol: Protocol::Tcp,
+            port,
+        },
+        treatment,
+    )
 }
 
 /// The message by which the kernel lists an element has the attributes of the one that adds it.
@@ -30,15 +37,19 @@ fn listed(element: Element) -> listing::Message {
 
 fn any_element() -> impl Strategy<Value = Element> {
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]);
-    let frontend = (any::<IpAddr>(), protocol, any::<u16>())
-        .prop_map(|(address, protocol, port)| Frontend { address, protocol, port });
-    let range = (frontend.clone(), any::<(u32, u128)>(), 0..=128_u8).prop_map(|(frontend, (v4, v6), length)| {
-        let source = match frontend.address {
-            IpAddr::V4(_) => IpNet::new(IpAddr::from(v4.to_be_bytes()), length % 33),
-            IpAddr::V6(_) => IpNet::new(IpAddr::from(v6.to_be_bytes()), length),
-        };
-        Element::SourceRange(frontend, source.unwrap().trunc())
+    let frontend = (any::<IpAddr>(), protocol, any::<u16>()).prop_map(|(address, protocol, port)| Frontend {
+        address,
+        protocol,
+        port,
     });
+    let range =
+        (frontend.clone(), any::<(u32, u128)>(), 0..=128_u8).prop_map(|(frontend, (v4, v6), length)| {
+            let source = match frontend.address {
+                IpAddr::V4(_) => IpNet::new(IpAddr::from(v4.to_be_bytes()), length % 33),
+                IpAddr::V6(_) => IpNet::new(IpAddr::from(v6.to_be_bytes()), length),
+            };
+            Element::SourceRange(frontend, source.unwrap().trunc())
+        });
     prop_oneof![
         (frontend.clone(), prop::sample::select(&Treatment::ALL))
             .prop_map(|(frontend, treatment)| Element::Service(frontend, treatment)),
@@ -189,7 +200,11 @@ fn the_base_is_written_once_and_keeps_the_elements() {
             assert_eq!(netfilter.ensure_base(family, &ruleset()).await, Ok(false));
 
             let address = address.parse().unwrap();
-            let frontend = Frontend { address, protocol: Protocol::Udp, port: 53 };
+            let frontend = Frontend {
+                address,
+                protocol: Protocol::Udp,
+                port: 53,
+            };
             let elements = sorted(vec![
                 Element::Service(frontend, Treatment::ClusterIp),
                 Element::Mark(frontend, 0x4b50_0001),
@@ -276,7 +291,11 @@ fn tens_of_thousands_of_elements_change_at_once() {
         let elements: Vec<_> = (0..70_000)
             .map(|n| {
                 let address = std::net::Ipv4Addr::from_bits(0x0a60_0000 + n / 10).into();
-                let frontend = Frontend { address, protocol: Protocol::Tcp, port: (n % 10) as u16 };
+                let frontend = Frontend {
+                    address,
+                    protocol: Protocol::Tcp,
+                    port: (n % 10) as u16,
+                };
                 Element::Service(frontend, Treatment::ClusterIp)
             })
             .collect();
@@ -289,7 +308,13 @@ fn tens_of_thousands_of_elements_change_at_once() {
 
         // Each of them fails, and is told.
         let wrong: Vec<_> = (1..=20_000)
-            .map(|port| Update::Remove(service("198.51.100.1", port, Treatment::External(External::Local))))
+            .map(|port| {
+                Update::Remove(service(
+                    "198.51.100.1",
+                    port,
+                    Treatment::External(External::Local),
+                ))
+            })
             .collect();
         assert_eq!(netfilter.update(&wrong).await, vec![Err(Error::NotFound); 20_000]);
 
