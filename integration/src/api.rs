@@ -1,6 +1,6 @@
 //! What the tests do with an API server: apply and delete objects that are given as YAML.
 
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, TypeMeta};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use serde_json::json;
@@ -64,12 +64,46 @@ impl Client {
     /// # Errors
     /// The text does not parse, or the server has no such object.
     pub fn delete(&self, yaml: &str) -> Result<()> {
-        for object in objects(yaml)? {
-            let (api, name) = self.named(&object)?;
-            let deleted = self.runtime.block_on(api.delete(&name, &DeleteParams::default()));
-            deleted.api(format!("delete {name}"))?;
+        objects(yaml)?
+            .iter()
+            .try_for_each(|object| self.delete_one(object))
+    }
+
+    /// Deletes all Services but the server's own, all EndpointSlices and all Nodes.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub fn clear(&self) -> Result<()> {
+        let own = |object: &DynamicObject| object.metadata.name.as_deref() == Some("kubernetes");
+        for (version, kind) in [
+            ("v1", "Service"),
+            ("discovery.k8s.io/v1", "EndpointSlice"),
+            ("v1", "Node"),
+        ] {
+            let types = TypeMeta {
+                api_version: version.into(),
+                kind: kind.into(),
+            };
+            let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types).api("find a kind")?);
+            let all = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+            let found = self.runtime.block_on(all.list(&ListParams::default()));
+            for mut object in found
+                .api(format!("list every {kind}"))?
+                .into_iter()
+                .filter(|object| !own(object))
+            {
+                // The items of a list do not say what they are.
+                object.types = Some(types.clone());
+                self.delete_one(&object)?;
+            }
         }
         Ok(())
+    }
+
+    fn delete_one(&self, object: &DynamicObject) -> Result<()> {
+        let (api, name) = self.named(object)?;
+        let deleted = self.runtime.block_on(api.delete(&name, &DeleteParams::default()));
+        deleted.map(drop).api(format!("delete {name}"))
     }
 
     /// # Errors

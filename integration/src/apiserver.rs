@@ -98,18 +98,34 @@ impl ApiServer {
         })
     }
 
-    /// The kubeconfig of a program that reaches this server at `host`: the loopback address on this machine,
-    /// [`HOST_OF_GUEST`] in a guest.
+    /// The server's port on the loopback address.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A kubeconfig for the loopback address.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    /// A client on this machine.
     ///
     /// # Errors
-    /// The server's certificate cannot be read.
-    pub fn kubeconfig(&self, host: Ipv4Addr) -> Result<String> {
+    /// The server has never been ready.
+    pub fn client(&self) -> Result<Client> {
+        let kubeconfig = self.kubeconfig();
+        Client::new(&fs::read_to_string(&kubeconfig).path("read", &kubeconfig)?)
+    }
+
+    fn write_kubeconfig(&self) -> Result<()> {
         let chain = self.certificates().join("apiserver.crt");
         let chain = fs::read_to_string(&chain).path("read", &chain)?;
         // The server made its certificate itself, and wrote that of the signing authority behind it.
         let authority = chain.rfind("-----BEGIN").and_then(|at| chain.get(at..));
         let cluster = json!({
-            "server": format!("https://{host}:{}", self.port),
+            "server": format!("https://127.0.0.1:{}", self.port),
             "certificate-authority-data": BASE64_STANDARD.encode(authority.unwrap_or_default()),
         });
         let kubeconfig = json!({
@@ -120,15 +136,8 @@ impl ApiServer {
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
             "current-context": "lab",
         });
-        Ok(kubeconfig.to_string())
-    }
-
-    /// A client on this machine.
-    ///
-    /// # Errors
-    /// The server's certificate cannot be read.
-    pub fn client(&self) -> Result<Client> {
-        Client::new(&self.kubeconfig(Ipv4Addr::LOCALHOST)?)
+        let file = self.kubeconfig();
+        fs::write(&file, kubeconfig.to_string()).path("write", &file)
     }
 
     /// Waits until every part of the server is ready and the objects that it makes itself are there.
@@ -139,7 +148,10 @@ impl ApiServer {
                 daemon.check()?;
             }
             // The certificate is there some time after the start.
-            let answer = self.client().and_then(|client| client.ready());
+            let answer = self
+                .write_kubeconfig()
+                .and_then(|()| self.client())
+                .and_then(|client| client.ready());
             match answer {
                 Ok(()) => return Ok(()),
                 Err(error) if start.elapsed() > START_LIMIT => return Err(error),
@@ -174,7 +186,7 @@ impl ApiServer {
         vec![
             "--bind-address=127.0.0.1".into(),
             format!("--secure-port={}", self.port),
-            // The certificate is made for this address and for the one above.
+            // Programs in a guest may use this one; the certificate is good for both.
             format!("--advertise-address={HOST_OF_GUEST}"),
             format!("--cert-dir={}", certificates.display()),
             format!("--service-account-key-file={}", key.display()),
@@ -214,36 +226,4 @@ fn free_port() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let address = listener.and_then(|listener| listener.local_addr());
     Ok(address.context(|| "find a free port".into())?.port())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WEB: &str = "
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {type: LoadBalancer, clusterIP: 10.99.13.178, ports: [{port: 80}]}
-status: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}
----
-apiVersion: v1
-kind: Node
-metadata: {name: node}
-status: {addresses: [{type: InternalIP, address: 192.168.10.2}, {type: InternalIP, address: 'fd01::2'}]}
-";
-
-    #[test]
-    #[ignore = "builds kube-apiserver: cargo xtask test"]
-    fn objects_survive_a_crash() {
-        let mut server = ApiServer::start(&Go::find().unwrap()).unwrap();
-        let client = server.client().unwrap();
-        client.apply(WEB).unwrap();
-        server.kill();
-        assert!(client.apply(WEB).is_err());
-        server.resume().unwrap();
-        client.apply(WEB).unwrap();
-        client.delete(WEB).unwrap();
-        assert!(client.delete(WEB).is_err());
-    }
 }

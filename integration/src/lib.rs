@@ -20,6 +20,7 @@
 //! topology   a cluster of such machines: a node, its pods, a second node, a client outside
 //! traffic    servers that say who they are and whom they see, and clients that ask them
 //! kube_proxy a running kube-proxy
+//! uplink     the way from there to the host's API server
 //! cluster    all of these with a directory of manifests: what a test starts from
 //! manifest   short ways to write objects
 //! ```
@@ -50,6 +51,7 @@ pub mod packages;
 pub mod qemu;
 pub mod topology;
 pub mod traffic;
+pub mod uplink;
 pub mod userland;
 
 pub use apiserver::ApiServer;
@@ -57,3 +59,4 @@ pub use cluster::Cluster;
 pub use error::{Error, Result};
 pub use guest::Guest;
 pub use lab::Lab;
+pub use uplink::Uplink;

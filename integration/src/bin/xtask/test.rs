@@ -43,7 +43,11 @@ pub(crate) fn command() -> clap::Command {
                 .action(ArgAction::SetTrue)
                 .help("Run the tests with a real API server only"),
         )
-        .group(ArgGroup::new("selection").args(["kernel", "api-server"]).multiple(true))
+        .group(
+            ArgGroup::new("selection")
+                .args(["kernel", "api-server"])
+                .multiple(true),
+        )
         .arg(
             Arg::new("filter")
                 .value_name("FILTER")
@@ -180,7 +184,10 @@ fn on_host() -> Part {
 fn in_kernel_tests() -> Result<Vec<TestProgram>> {
     let programs = cargo::test_programs(&["--workspace"])?;
     let mut chosen = Vec::new();
-    for program in programs.into_iter().filter(|program| program.name != API_SERVER_TESTS) {
+    for program in programs
+        .into_iter()
+        .filter(|program| program.name != API_SERVER_TESTS)
+    {
         if program.ignored_tests()? > 0 {
             chosen.push(program);
         }

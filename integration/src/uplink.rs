@@ -1,0 +1,276 @@
+//! How programs in a guest use an API server that runs on the host.
+//!
+//! The server listens on the host's loopback. In the guest its address is forwarded: on the guest's own loopback
+//! and on that of a node's namespace, which has no other way out. So one kubeconfig is good in all three places, and
+//! the node has no address more than the topology says.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pipe::pipe;
+
+use crate::api::Client;
+use crate::apiserver::{ApiServer, HOST_OF_GUEST};
+use crate::error::{Context, Error, Result};
+use crate::guest::Guest;
+use crate::namespace::Namespace;
+
+/// In the guest: the kubeconfig.
+pub const KUBECONFIG: &str = "/root/kubeconfig";
+
+/// The environment variables with the ports, on the host's loopback, of the server and of who kills and resumes it.
+const PORT: &str = "LAB_API_PORT";
+const CONTROL: &str = "LAB_API_CONTROL";
+
+/// Runs a command in a guest, whose programs can [`open`](Uplink::open) an uplink to this server.
+///
+/// # Errors
+/// As of [`Guest::run`].
+pub fn run(
+    server: &mut ApiServer,
+    guest: Guest,
+    command: &[String],
+    sink: &mut (dyn Write + Send),
+) -> Result<u8> {
+    let control = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(|| "listen on the loopback".into())?;
+    let address = control.local_addr().context(|| "listen on the loopback".into())?;
+    let guest = guest
+        .copy(server.kubeconfig(), KUBECONFIG)
+        .env(PORT, server.port().to_string())
+        .env(CONTROL, address.port().to_string());
+    thread::scope(|scope| {
+        scope.spawn(|| obey(&control, server));
+        let status = guest.run(command, sink);
+        order(address, Order::End)?;
+        status
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Kill,
+    Resume,
+    End,
+}
+
+impl Order {
+    const ALL: [Self; 3] = [Self::Kill, Self::Resume, Self::End];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Resume => "resume",
+            Self::End => "end",
+        }
+    }
+}
+
+/// Carries out the orders of a guest, each a connection with one line there and one back: nothing, or what failed.
+fn obey(control: &TcpListener, server: &mut ApiServer) {
+    for connection in control.incoming().flatten() {
+        let mut line = String::new();
+        // Whoever says nothing orders nothing.
+        let _ = BufReader::new(&connection).read_line(&mut line);
+        let order = Order::ALL
+            .into_iter()
+            .find(|order| order.word() == line.trim_end());
+        let done = match order {
+            Some(Order::Kill) => {
+                server.kill();
+                Ok(())
+            }
+            Some(Order::Resume) => server.resume(),
+            Some(Order::End) => return,
+            None => Err(Error::Unavailable(format!("no such order: {line}"))),
+        };
+        let answer = done.map_or_else(|error| error.to_string().replace('\n', " "), |()| String::new());
+        // The guest may be gone.
+        let _ = writeln!(&connection, "{answer}");
+    }
+}
+
+fn order(control: SocketAddr, order: Order) -> Result<()> {
+    let mut answer = String::new();
+    let mut ask = || {
+        let mut connection = TcpStream::connect(control)?;
+        writeln!(connection, "{}", order.word())?;
+        connection.read_to_string(&mut answer)
+    };
+    ask().context(|| format!("{} the API server", order.word()))?;
+    match answer.trim_end() {
+        "" => Ok(()),
+        failed => Err(Error::Unavailable(failed.to_owned())),
+    }
+}
+
+/// In a guest: the way to the host's API server.
+#[derive(Debug)]
+pub struct Uplink {
+    client: Client,
+    control: SocketAddr,
+    _forwards: [Forward; 2],
+}
+
+impl Uplink {
+    /// Makes [`KUBECONFIG`] work here and in a node's namespace, and the API server as good as new.
+    ///
+    /// # Errors
+    /// This is no guest with an API server, or the server cannot be reached.
+    pub fn open(node: &Namespace) -> Result<Self> {
+        let port = port(PORT)?;
+        let server = (HOST_OF_GUEST, port).into();
+        let kubeconfig = Path::new(KUBECONFIG);
+        let kubeconfig = std::fs::read_to_string(kubeconfig).path("read", kubeconfig)?;
+        let listen =
+            || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context(|| "listen on the loopback".into());
+        let uplink = Self {
+            control: (HOST_OF_GUEST, self::port(CONTROL)?).into(),
+            _forwards: [
+                Forward::start(listen()?, server)?,
+                Forward::start(node.enter(listen)?, server)?,
+            ],
+            client: Client::new(&kubeconfig)?,
+        };
+        uplink.client.clear()?;
+        Ok(uplink)
+    }
+
+    /// A client of the server.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Kills the API server and its database.
+    ///
+    /// # Errors
+    /// The host does not answer.
+    pub fn kill_server(&self) -> Result<()> {
+        order(self.control, Order::Kill)
+    }
+
+    /// Starts both again with the same data, and waits until they answer.
+    ///
+    /// # Errors
+    /// They do not start.
+    pub fn resume_server(&self) -> Result<()> {
+        order(self.control, Order::Resume)
+    }
+}
+
+fn port(variable: &str) -> Result<u16> {
+    let value = std::env::var(variable).unwrap_or_default();
+    value.parse().map_err(|_| {
+        Error::Unavailable(format!(
+            "{variable}={value:?} is no port: this is no guest with an API server"
+        ))
+    })
+}
+
+/// Carries TCP connections from a listener to another address. It takes no more of them when this value goes; those
+/// that there are end with one of their ends.
+#[derive(Debug)]
+struct Forward {
+    /// Closed to stop the thread.
+    stop: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Forward {
+    fn start(listener: TcpListener, to: SocketAddr) -> Result<Self> {
+        let (stopped, stop) = pipe().context(|| "make a pipe".into())?;
+        let thread = thread::spawn(move || {
+            loop {
+                let mut fds = [
+                    PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
+                    PollFd::from_borrowed_fd(stopped.as_fd(), PollFlags::IN),
+                ];
+                let polled = poll(&mut fds, None);
+                let [_, stopped] = &fds;
+                if polled.is_err() || !stopped.revents().is_empty() {
+                    return;
+                }
+                // Where the server is away, the client finds its connection closed.
+                if let Ok((client, _)) = listener.accept() {
+                    let _ = TcpStream::connect(to).and_then(|server| join(client, server));
+                }
+            }
+        });
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Copies between two connections until both have ended.
+fn join(client: TcpStream, server: TcpStream) -> io::Result<()> {
+    for (mut from, mut to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
+        thread::spawn(move || {
+            // Either end may go at any time, which ends the other.
+            let _ = io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Write);
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_carried_there_and_back() {
+        let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (server, entry) = (listen(), listen());
+        let at = entry.local_addr().unwrap();
+        let forward = Forward::start(entry, server.local_addr().unwrap()).unwrap();
+        let echo = thread::spawn(move || {
+            let (mut connection, _) = server.accept().unwrap();
+            let mut said = String::new();
+            connection.read_to_string(&mut said).unwrap();
+            connection.write_all(said.to_uppercase().as_bytes()).unwrap();
+        });
+        let mut client = TcpStream::connect(at).unwrap();
+        client.write_all(b"hello").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "HELLO");
+        echo.join().unwrap();
+        // The server has gone: so does the connection.
+        let mut client = TcpStream::connect(at).unwrap();
+        assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+        drop(forward);
+        assert!(TcpStream::connect(at).is_err());
+    }
+
+    #[test]
+    fn orders_are_carried_out_one_by_one() {
+        let control = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at = control.local_addr().unwrap();
+        let failed = thread::spawn(move || {
+            let (connection, _) = control.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(&connection).read_line(&mut line).unwrap();
+            writeln!(&connection, "cannot {line}").unwrap();
+        });
+        let error = order(at, Order::Resume).unwrap_err().to_string();
+        failed.join().unwrap();
+        assert!(error.contains("cannot resume"), "{error}");
+    }
+}

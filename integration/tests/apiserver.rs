@@ -1,0 +1,309 @@
+//! The main job with a real API server: what it says, the kernel does, also after the server was away.
+
+use integration::cluster::{Cluster, eventually};
+use integration::kube_proxy::KubeProxy;
+use integration::manifest::{Endpoint, service, slice};
+use integration::topology::{CLUSTER_CIDRS, Pod};
+use integration::traffic::Protocol;
+use integration::traffic::Protocol::Tcp;
+use integration::uplink::{KUBECONFIG, Uplink};
+use integration::{Result, api};
+
+const TCP_8080: &[(Protocol, u16)] = &[(Tcp, 8080)];
+
+/// Every cluster has it, and here it has no endpoints.
+const OWN: &str = "-A -t 10.96.0.1:443 -s rr\n";
+
+const NODE: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: node}
+status:
+  addresses: [{type: InternalIP, address: 192.168.10.2}, {type: InternalIP, address: \"fd01::2\"}]
+";
+
+/// A cluster whose kube-proxy watches an API server.
+struct Watched {
+    // In the order in which they go.
+    kube_proxy: Option<KubeProxy>,
+    uplink: Uplink,
+    cluster: Cluster,
+}
+
+impl Watched {
+    fn new() -> Result<Self> {
+        let cluster = Cluster::new()?;
+        let uplink = Uplink::open(&cluster.node().namespace)?;
+        uplink.client().apply(NODE)?;
+        Ok(Self {
+            kube_proxy: None,
+            uplink,
+            cluster,
+        })
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let flags = [
+            "--kubeconfig",
+            KUBECONFIG,
+            "--hostname-override=node",
+            "--cluster-cidr",
+            CLUSTER_CIDRS,
+            "-v=4",
+        ];
+        let log = self.cluster.new_log();
+        let kube_proxy = KubeProxy::start(&self.cluster.node().namespace, &flags, &log)?;
+        self.kube_proxy.insert(kube_proxy).wait_for("in sync")
+    }
+
+    fn api(&self) -> &api::Client {
+        self.uplink.client()
+    }
+
+    /// A TCP Service with a number at 10.96.0.NUMBER:80, and the pods behind it.
+    fn apply(&self, number: u8, pods: &[&Pod]) -> Result<()> {
+        self.api().apply(&tcp_service(number))?;
+        self.api().apply(&tcp_slice(number, pods))
+    }
+
+    fn expect(&self, servers: &str) -> Result<()> {
+        self.cluster.expect_servers(&format!("{OWN}{servers}"))
+    }
+}
+
+fn tcp_service(number: u8) -> String {
+    service(
+        &format!("web-{number}"),
+        &format!("clusterIP: 10.96.0.{number}, ports: [{{port: 80}}]"),
+    )
+}
+
+fn tcp_slice(number: u8, pods: &[&Pod]) -> String {
+    let endpoints: Vec<_> = pods.iter().map(|pod| Endpoint::from(*pod)).collect();
+    let name = format!("web-{number}");
+    slice(&name, &name, "{port: 8080}", &endpoints)
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn objects_before_the_start_and_changes_after_it() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let pods = [
+        watched.cluster.node().pod("web-1", 11, TCP_8080)?,
+        watched.cluster.peer().pod("web-2", 12, TCP_8080)?,
+    ];
+    watched.apply(10, &[&pods[0]])?;
+    watched.start()?;
+    watched.expect(
+        "-A -t 10.96.0.10:80 -s rr
+         -a -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1",
+    )?;
+    // Created.
+    watched.apply(20, &[&pods[0], &pods[1]])?;
+    // Its endpoint is replaced.
+    watched.apply(10, &[&pods[1]])?;
+    watched.expect(
+        "-A -t 10.96.0.10:80 -s rr
+         -a -t 10.96.0.10:80 -r 10.244.1.12:8080 -m -w 1
+         -A -t 10.96.0.20:80 -s rr
+         -a -t 10.96.0.20:80 -r 10.244.0.11:8080 -m -w 1
+         -a -t 10.96.0.20:80 -r 10.244.1.12:8080 -m -w 1",
+    )?;
+    watched
+        .cluster
+        .expect_addresses(&["10.96.0.1/32", "10.96.0.10/32", "10.96.0.20/32"])?;
+    eventually(|| {
+        let answers = watched
+            .cluster
+            .node()
+            .client()
+            .ask(Tcp, "10.96.0.20:80".parse().unwrap(), 4)?;
+        let good = answers.names().as_deref() == Some(&["web-1", "web-2"]);
+        Ok(if good { Ok(()) } else { Err(answers.to_string()) })
+    })?;
+    // Its type changes, to the one that is nothing but a name.
+    let named = service("web-20", "type: ExternalName, externalName: example.com");
+    watched.api().delete(&tcp_slice(20, &[]))?;
+    watched.api().apply(&named)?;
+    // Deleted.
+    watched.api().delete(&tcp_service(10))?;
+    watched.expect("")?;
+    watched.cluster.expect_addresses(&["10.96.0.1/32"])
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn a_service_becomes_a_node_port_and_a_load_balancer_and_back() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let pod = watched.cluster.node().pod("web-1", 11, TCP_8080)?;
+    watched.apply(10, &[&pod])?;
+    watched.start()?;
+    let cluster_ip = "-A -t 10.96.0.10:80 -s rr
+        -a -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1\n";
+    watched.expect(cluster_ip)?;
+    let of_type = |kind: &str, ports: &str| {
+        service(
+            "web-10",
+            &format!("type: {kind}, clusterIP: 10.96.0.10, ports: [{{{ports}}}]"),
+        )
+    };
+    // Loopback and kube-ipvs0 apart, every address of the node answers.
+    let node_port: String = ["10.244.0.1", "192.168.10.2", "192.168.20.2"]
+        .map(|node| format!("-A -t {node}:30080 -s rr\n-a -t {node}:30080 -r 10.244.0.11:8080 -m -w 1\n"))
+        .concat();
+    watched
+        .api()
+        .apply(&of_type("NodePort", "port: 80, nodePort: 30080"))?;
+    watched.expect(&format!("{cluster_ip}{node_port}"))?;
+    watched.api().apply(
+        &(of_type("LoadBalancer", "port: 80, nodePort: 30080")
+            + "status: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}\n"),
+    )?;
+    let balanced = "-A -t 203.0.113.1:80 -s rr
+        -a -t 203.0.113.1:80 -r 10.244.0.11:8080 -m -w 1";
+    watched.expect(&format!("{cluster_ip}{node_port}{balanced}"))?;
+    watched
+        .cluster
+        .expect_addresses(&["10.96.0.1/32", "10.96.0.10/32", "203.0.113.1/32"])?;
+    watched.api().apply(&of_type("ClusterIP", "port: 80"))?;
+    watched.expect(cluster_ip)?;
+    watched
+        .cluster
+        .expect_addresses(&["10.96.0.1/32", "10.96.0.10/32"])
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn an_api_server_that_was_away_costs_nothing() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let pods = [
+        watched.cluster.node().pod("web-1", 11, TCP_8080)?,
+        watched.cluster.peer().pod("web-2", 12, TCP_8080)?,
+    ];
+    watched.apply(10, &[&pods[0]])?;
+    watched.apply(20, &[&pods[0]])?;
+    watched.start()?;
+    let before = "-A -t 10.96.0.10:80 -s rr
+         -a -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1
+         -A -t 10.96.0.20:80 -s rr
+         -a -t 10.96.0.20:80 -r 10.244.0.11:8080 -m -w 1";
+    watched.expect(before)?;
+    let connection = watched
+        .cluster
+        .node()
+        .client()
+        .connect(Tcp, "10.96.0.10:80".parse().unwrap())?
+        .unwrap();
+    connection.ask().unwrap();
+    watched.uplink.kill_server()?;
+    assert!(watched.apply(30, &[]).is_err(), "the API server is still there");
+    // I6: without a source nothing is removed.
+    watched.expect(before)?;
+    watched.uplink.resume_server()?;
+    watched.apply(10, &[&pods[0], &pods[1]])?;
+    watched.api().delete(&tcp_service(20))?;
+    watched.expect(
+        "-A -t 10.96.0.10:80 -s rr
+         -a -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1
+         -a -t 10.96.0.10:80 -r 10.244.1.12:8080 -m -w 1",
+    )?;
+    assert_eq!(connection.ask().unwrap().name, "web-1");
+    Ok(())
+}
+
+/// I6: a kube-proxy that starts while the API server is away knows nothing, and so removes nothing.
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn a_start_without_an_api_server_keeps_what_there_is() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let pod = watched.cluster.node().pod("web-1", 11, TCP_8080)?;
+    watched.apply(10, &[&pod])?;
+    watched.start()?;
+    let servers = "-A -t 10.96.0.10:80 -s rr
+         -a -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1";
+    watched.expect(servers)?;
+    if let Some(kube_proxy) = watched.kube_proxy.take() {
+        kube_proxy.kill()?;
+    }
+    watched.api().delete(&tcp_service(10))?;
+    watched.uplink.kill_server()?;
+    assert!(watched.start().is_err(), "kube-proxy is in sync with nobody");
+    watched.expect(servers)?;
+    watched.uplink.resume_server()?;
+    watched.expect("")
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn objects_that_program_nothing() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let pod = watched.cluster.node().pod("web-1", 11, TCP_8080)?;
+    let api = watched.api();
+    api.apply(&service("headless", "clusterIP: None, ports: [{port: 80}]"))?;
+    api.apply(&slice("headless", "headless", "{port: 8080}", &[(&pod).into()]))?;
+    api.apply(&service("named", "type: ExternalName, externalName: example.com"))?;
+    api.apply(&slice("named", "named", "{port: 8080}", &[(&pod).into()]))?;
+    let foreign = service("foreign", "clusterIP: 10.96.0.30, ports: [{port: 80}]");
+    let labelled =
+        "{name: foreign, namespace: default, labels: {service.kubernetes.io/service-proxy-name: other}}";
+    api.apply(&foreign.replace("{name: foreign, namespace: default}", labelled))?;
+    api.apply(&slice("foreign", "foreign", "{port: 8080}", &[(&pod).into()]))?;
+    watched.start()?;
+    watched.expect("")?;
+    // The label goes, and the Service is ours; it comes, and the Service is not.
+    let ours = "-A -t 10.96.0.30:80 -s rr
+        -a -t 10.96.0.30:80 -r 10.244.0.11:8080 -m -w 1";
+    watched.api().apply(&foreign)?;
+    watched.expect(ours)?;
+    watched
+        .api()
+        .apply(&foreign.replace("{name: foreign, namespace: default}", labelled))?;
+    watched.expect("")
+}
+
+/// I8: the API server lets objects through that make no sense. Each costs itself only.
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn senseless_objects_cost_only_themselves() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let pod = watched.cluster.node().pod("web-1", 11, TCP_8080)?;
+    let api = watched.api();
+    for (number, ports) in [
+        (20, "{port: 0}"),
+        (21, "{port: 70000}"),
+        (22, "{name: a}"),
+        (23, ""),
+    ] {
+        let name = format!("web-{number}");
+        api.apply(&tcp_service(number))?;
+        api.apply(&slice(&name, &name, ports, &[(&pod).into()]))?;
+    }
+    // No Service, no pod's address, and a family that nobody can connect to.
+    api.apply(&slice("orphan", "nobody", "{port: 8080}", &[(&pod).into()]))?;
+    api.apply(
+        &slice("names", "web-23", "{port: 8080}", &[(&pod).into()])
+            .replace("IPv4", "FQDN")
+            .replace("10.244.0.11", "example.com"),
+    )?;
+    watched.apply(10, &[&pod])?;
+    let servers = "-A -t 10.96.0.10:80 -s rr
+         -a -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1
+         -A -t 10.96.0.20:80 -s rr
+         -A -t 10.96.0.21:80 -s rr
+         -A -t 10.96.0.22:80 -s rr
+         -A -t 10.96.0.23:80 -s rr";
+    watched.start()?;
+    watched.expect(servers)?;
+    // Also while it runs.
+    watched.api().apply(&tcp_service(24))?;
+    watched
+        .api()
+        .apply(&slice("web-24", "web-24", "{port: 0}", &[(&pod).into()]))?;
+    watched.apply(11, &[&pod])?;
+    watched.expect(&format!(
+        "{servers}
+         -A -t 10.96.0.11:80 -s rr
+         -a -t 10.96.0.11:80 -r 10.244.0.11:8080 -m -w 1
+         -A -t 10.96.0.24:80 -s rr"
+    ))
+}
