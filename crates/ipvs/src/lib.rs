@@ -6,7 +6,7 @@
 //! counters, IPv4 and IPv6, TCP, UDP and SCTP, every scheduler, forwarding method and tunnel type.
 //!
 //! - [`Handle`] executes [`Command`]s, thousands in one batch with a result for each, and dumps what there is.
-//! - [`proc`](mod@proc) reads all services with weights and connection counts in one pass.
+//! - [`proc`](mod@proc) reads the weights and connection counts of many services in one pass.
 //! - [`text`] reads and writes the forms of `ipvsadm`.
 //! - [`wire`] has the messages, for those who bring a netlink socket of their own.
 //!

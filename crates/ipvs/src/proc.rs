@@ -4,14 +4,20 @@
 //! statistics, and of a service by fwmark not the family. But where netlink takes a dump for each service, this is
 //! a handful of reads.
 //!
+//! # What it misses
+//!
 //! The kernel prints a service and its destinations in one piece, but between one `read` and the next, each of
-//! about a page, services may come and go: then one may be missing, or there twice. As with a dump, look again
-//! before acting on what is not there.
+//! about a page, services may come and go: then one may be missing, or there twice.
+//!
+//! And where more than one network namespace has services, the kernel loses its place between two `read`s: it goes on
+//! as many services further as others have in between. Of a table larger than a page a large part is missing then,
+//! at each attempt (up to at least Linux 6.12). What is in the file is right; what is not in it may be there all the
+//! same. [`Handle::summary`](crate::Handle::summary) asks for what is missing.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::{Family, Protocol, Scheduler, ServiceKey};
+use crate::{DestinationEntry, Family, Forwarding, Protocol, Scheduler, ServiceKey};
 
 /// The file for the network namespace of the calling thread. (`/proc/net` is that of the process's first thread.)
 const PATH: &str = "/proc/thread-self/net/ip_vs";
@@ -64,6 +70,25 @@ pub struct ProcDestination {
     pub inactive_connections: u32,
 }
 
+impl From<DestinationEntry> for ProcDestination {
+    fn from(entry: DestinationEntry) -> Self {
+        Self {
+            address: entry.destination.socket_addr(),
+            forwarding: match entry.destination.forwarding {
+                Forwarding::Local => ProcForwarding::Local,
+                Forwarding::Tunnel(_) => ProcForwarding::Tunnel,
+                Forwarding::DirectRoute => ProcForwarding::DirectRoute,
+                Forwarding::Masquerade | Forwarding::Bypass | Forwarding::Unassigned(_) => {
+                    ProcForwarding::Masquerade
+                }
+            },
+            weight: entry.destination.weight,
+            active_connections: entry.active_connections,
+            inactive_connections: entry.inactive_connections,
+        }
+    }
+}
+
 /// The forwarding method of a [`ProcDestination`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProcForwarding {
@@ -78,7 +103,7 @@ pub enum ProcForwarding {
 }
 
 impl ProcService {
-    /// The service's key. The family of a service by fwmark is that of its destinations, except that a tunnel may
+    /// The key by which netlink knows the service. The family of a service by fwmark is that of its destinations, except that a tunnel may
     /// lead to the other family: `None` if there is no destination to tell by.
     pub fn service_key(&self) -> Option<ServiceKey> {
         match self.key {
@@ -111,7 +136,8 @@ pub enum Error {
     },
 }
 
-/// Reads the table of the network namespace that the calling thread is in.
+/// Reads the table of the network namespace that the calling thread is in. Services [may be
+/// missing](self#what-it-misses).
 ///
 /// # Errors
 ///
