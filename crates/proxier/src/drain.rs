@@ -53,8 +53,15 @@ impl Draining {
         self.since.entry(server).or_insert(now);
     }
 
+    /// Forgets all that are not at weight 0 in the kernel (any more).
+    pub(crate) fn keep(&mut self, quiescent: &HashSet<RealServer>) {
+        self.since.retain(|server, _| quiescent.contains(server));
+        self.drained.retain(|server| quiescent.contains(server));
+    }
+
     /// Given the connections that each real server has, returns the virtual servers of which some have
-    /// drained: because they have none, or because `timeout` is over.
+    /// drained: because they have none, or because `timeout` is over. One that is not listed is waited for: a
+    /// listing may miss what others' changes hide from it.
     pub(crate) fn look(
         &mut self,
         connections: &HashMap<RealServer, u64>,
@@ -62,7 +69,7 @@ impl Draining {
         timeout: Duration,
     ) -> HashSet<ServiceKey> {
         let over = |(server, since): &(&RealServer, &Instant)| {
-            connections.get(server).is_none_or(|count| *count == 0) || now.duration_since(**since) >= timeout
+            connections.get(server) == Some(&0) || now.duration_since(**since) >= timeout
         };
         let drained: Vec<_> = self
             .since

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use ipvs::Family;
+use ipvs::{Family, ServiceKey};
 use proptest::prelude::*;
 
 use crate::{
@@ -197,16 +197,68 @@ impl Node {
         for (_, destinations) in state.servers.values_mut() {
             destinations.retain(|_, destination| destination.weight > 0);
         }
-        state
+        renumbered(state)
     }
 
-    /// The virtual servers that have somewhere to send a new connection to.
-    fn served(state: &State) -> BTreeSet<ipvs::ServiceKey> {
+    /// The virtual servers that have somewhere to send a new connection to; one by firewall mark goes by the
+    /// element that names its mark.
+    fn served(state: &State) -> BTreeSet<(Option<Element>, Option<ServiceKey>)> {
         let served = state
             .servers
             .iter()
             .filter(|(_, (_, d))| d.values().any(|d| d.weight > 0));
-        served.map(|(key, _)| *key).collect()
+        served
+            .map(|(key, _)| match key {
+                ServiceKey::Address { .. } => (None, Some(*key)),
+                ServiceKey::Fwmark { mark, .. } => {
+                    let named =
+                        |element: &&Element| matches!(element, Element::Mark(_, other) if other == mark);
+                    let element = state.elements.iter().find(named).copied();
+                    (element.map(|element| renamed(element, 0)), None)
+                }
+            })
+            .collect()
+    }
+}
+
+/// The element with another mark, if it has one.
+fn renamed(element: Element, mark: u32) -> Element {
+    match element {
+        Element::Mark(frontend, _) => Element::Mark(frontend, mark),
+        other => other,
+    }
+}
+
+/// The state with firewall marks numbered in the order of their virtual servers: which mark one gets depends on
+/// its history.
+fn renumbered(state: State) -> State {
+    let marks: BTreeMap<u32, u32> = state
+        .elements
+        .iter()
+        .filter_map(|element| match element {
+            Element::Mark(_, mark) => Some(*mark),
+            _ => None,
+        })
+        .zip(1..)
+        .collect();
+    let elements = state.elements.into_iter().map(|element| match element {
+        Element::Mark(_, mark) => renamed(element, marks[&mark]),
+        other => other,
+    });
+    let servers = state.servers.into_iter().map(|(key, (service, destinations))| {
+        let key = match key {
+            ServiceKey::Fwmark { family, mark } => ServiceKey::Fwmark {
+                family,
+                mark: marks[&mark],
+            },
+            by_address => by_address,
+        };
+        (key, (ipvs::Service { key, ..service }, destinations))
+    });
+    State {
+        elements: elements.collect(),
+        servers: servers.collect(),
+        ..state
     }
 }
 
@@ -267,7 +319,7 @@ proptest! {
             let keys = node.take(changes);
             node.reconcile(keys, |_| {});
             node.kernel.log.clear();
-            node.kernel
+            renumbered(node.kernel)
         });
         prop_assert_eq!(one, other);
     }

@@ -243,6 +243,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         let own_addresses = observed.own_addresses.iter().copied().collect();
         self.applied = Applied::new(observed, &self.planner.config().exclude_cidrs);
+        self.draining.keep(&self.applied.quiescent().collect());
         self.planner.set_own_addresses(own_addresses);
         let mut keys: HashSet<_> = self.planner.wanted().keys().collect();
         if self.complete {

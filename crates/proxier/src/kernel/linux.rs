@@ -7,8 +7,9 @@ use std::{
 };
 
 use ipvs::{
-    Command, Destination, Family, Forwarding, Handle, Protocol, Scheduler, ServiceKey, TunnelType,
-    proc::{ProcDestination, ProcForwarding, ProcService},
+    Command, Destination, Family, Forwarding, Handle, Protocol, Scheduler, ServiceEntry, ServiceKey,
+    TunnelType,
+    proc::{ProcDestination, ProcForwarding},
 };
 use tracing::{info, warn};
 
@@ -33,9 +34,6 @@ pub enum Error {
     /// IPVS is missing, or refused what everything rests on.
     #[error(transparent)]
     Ipvs(#[from] ipvs::Error),
-    /// The table of virtual servers cannot be read.
-    #[error(transparent)]
-    Proc(#[from] ipvs::proc::Error),
     /// nftables is missing, or refused our table.
     #[error(transparent)]
     Netfilter(#[from] netfilter::Error),
@@ -125,18 +123,10 @@ impl Linux {
         }
         let addresses = self.link.addresses().await?;
         (observed.own_addresses, observed.addresses) = (addresses.node, addresses.service);
-        // One dump for what netlink alone says of services, one pass over /proc for all their destinations.
-        let mut destinations: HashMap<ServiceKey, Vec<Destination>> = HashMap::new();
-        for service in ipvs::proc::read()? {
-            if let Some(key) = service.service_key() {
-                destinations.insert(key, service.destinations.iter().map(destination).collect());
-            }
-        }
-        for entry in self.ipvs.services().await? {
-            if let Some(destinations) = destinations.remove(&entry.service.key) {
-                observed.servers.push((entry.service, destinations));
-            }
-        }
+        let servers = self.ipvs.summary().await?.into_iter();
+        observed.servers = servers
+            .map(|(entry, destinations)| (entry.service, destinations.iter().map(destination).collect()))
+            .collect();
         Ok(observed)
     }
 }
@@ -247,8 +237,15 @@ impl Kernel for Linux {
     }
 
     async fn connections(&mut self) -> Result<HashMap<RealServer, u64>, Failure> {
-        let services = ipvs::proc::read().map_err(|error| Failure::unknown(&error))?;
-        Ok(services.iter().flat_map(connections).collect())
+        let servers = self
+            .ipvs
+            .summary()
+            .await
+            .map_err(|error| Failure::unknown(&error))?;
+        Ok(servers
+            .iter()
+            .flat_map(|(entry, destinations)| connections(entry, destinations))
+            .collect())
     }
 
     async fn event(&mut self) -> Event {
@@ -322,11 +319,14 @@ fn of_link(update: &link::Update, result: Result<(), link::Error>) -> Result<(),
     }
 }
 
-fn connections(service: &ProcService) -> impl Iterator<Item = (RealServer, u64)> {
-    let key = service.service_key();
-    service.destinations.iter().filter_map(move |read| {
+fn connections(
+    entry: &ServiceEntry,
+    destinations: &[ProcDestination],
+) -> impl Iterator<Item = (RealServer, u64)> {
+    let key = entry.service.key;
+    destinations.iter().map(move |read| {
         let count = u64::from(read.active_connections) + u64::from(read.inactive_connections);
-        Some(((key?, read.address), count))
+        ((key, read.address), count)
     })
 }
 
