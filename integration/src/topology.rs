@@ -180,6 +180,8 @@ impl Host {
              route add {gateway_v6} dev eth0\n\
              route add default via {gateway_v6}"
         ))?;
+        // Unlike IPv4, IPv6 has no switch for this on the router's side.
+        namespace.sysctl("net.ipv6.conf.eth0.accept_redirects=0")?;
         let server = Server::start(&namespace, name, ports)?;
         Ok(Pod {
             name: name.to_owned(),

@@ -8,13 +8,28 @@
 use std::net::{IpAddr, SocketAddr};
 
 use integration::cluster::{Cluster, eventually};
+use integration::manifest::{self, Endpoint};
 use integration::topology::Pod;
-use integration::traffic::{Client, Protocol};
-use integration::{Result, manifest};
+use integration::traffic::{Client, Connection, Failure, Protocol};
+use integration::{Error, Result};
 
+mod addresses;
+mod affinity;
+mod bad_input;
 mod cluster_ip;
+mod conduct;
+mod endpoints;
+mod masquerade;
+mod node_port;
+mod other_hands;
+mod policies;
+mod repair;
+mod restart;
 
 const TCP_8080: &[(Protocol, u16)] = &[(Protocol::Tcp, 8080)];
+
+/// The address of the pods' bridge on the node: pods of the node see masqueraded clients as this.
+const BRIDGE: [u8; 4] = [10, 244, 0, 1];
 
 /// Reads an address and a port.
 fn at(text: &str) -> SocketAddr {
@@ -45,6 +60,26 @@ fn expect(
     })
 }
 
+/// Waits until a question ends like this.
+fn expect_failure(client: Client<'_>, protocol: Protocol, to: &str, failure: Failure) -> Result<()> {
+    eventually(|| {
+        let answers = client.ask(protocol, at(to), 1)?;
+        Ok(if answers.failures == [failure] {
+            Ok(())
+        } else {
+            Err(format!("{protocol} {to}: expected {failure}, got {answers}"))
+        })
+    })
+}
+
+/// Opens a connection that is to last, and says who is at its other end.
+fn hold(client: Client<'_>, protocol: Protocol, to: &str) -> Result<(Connection, String)> {
+    let failed = |failure| Error::Unavailable(format!("{protocol} {to}: {failure}"));
+    let connection = client.connect(protocol, at(to))?.map_err(failed)?;
+    let reply = connection.ask().map_err(failed)?;
+    Ok((connection, reply.name))
+}
+
 /// A cluster with one TCP Service `web` at 10.96.0.10:80, and its two pods, one on each node.
 fn web() -> Result<(Cluster, [Pod; 2])> {
     let cluster = Cluster::new()?;
@@ -52,14 +87,19 @@ fn web() -> Result<(Cluster, [Pod; 2])> {
         cluster.node().pod("web-1", 11, TCP_8080)?,
         cluster.peer().pod("web-2", 12, TCP_8080)?,
     ];
-    cluster.apply("web", &web_objects(&pods))?;
+    cluster.apply("web", &web_objects(&pods.each_ref().map(Endpoint::from)))?;
     Ok((cluster, pods))
 }
 
-fn web_objects(pods: &[Pod]) -> [String; 2] {
-    let endpoints: Vec<_> = pods.iter().map(Into::into).collect();
+/// The Service `web` with other endpoints.
+fn web_objects(endpoints: &[Endpoint<'_>]) -> [String; 2] {
     [
         manifest::service("web", "clusterIP: 10.96.0.10, ports: [{port: 80}]"),
-        manifest::slice("web-1", "web", "{port: 8080}", &endpoints),
+        manifest::slice("web-1", "web", "{port: 8080}", endpoints),
     ]
 }
+
+/// What `ipvsadm -Sn` says of [`web`].
+const WEB_SERVERS: &str = "-A -t 10.96.0.10:80 -s rr
+    -a -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1
+    -a -t 10.96.0.10:80 -r 10.244.1.12:8080 -m -w 1";

@@ -1,0 +1,77 @@
+//! Others on the same node: what is theirs stays, and what they break is mended.
+
+use integration::Result;
+use integration::cluster::eventually;
+use integration::traffic::Protocol::Tcp;
+
+use crate::{WEB_SERVERS, expect, web};
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn i4_d9_foreign_state_stays() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    cluster.node().namespace.shell(
+        "ipvsadm -A -t 192.168.10.2:443 -s wlc && ipvsadm -a -t 192.168.10.2:443 -r 192.168.10.3:443 -g -w 7 &&
+         ipvsadm -A -f 77 -s rr &&
+         ip link add keepalived0 type dummy && ip address add 192.0.2.1/32 dev keepalived0 &&
+         nft add table ip theirs && nft add chain ip theirs input '{ type filter hook input priority 0; }'",
+    )?;
+    cluster.start(&["--ipvs-sync-period=1s"])?;
+    let theirs = "-A -t 192.168.10.2:443 -s wlc
+        -a -t 192.168.10.2:443 -r 192.168.10.3:443 -g -w 7
+        -A -f 77 -s rr\n";
+    cluster.expect_servers(&(theirs.to_owned() + WEB_SERVERS))?;
+    cluster.delete("web")?;
+    cluster.expect_no_trace("10.96.0.10")?;
+    // Some verifications later, too.
+    cluster.kube_proxy()?.wait_for("in sync")?;
+    let verified = cluster
+        .node()
+        .namespace
+        .shell("sleep 3; ip -brief address show keepalived0")?;
+    assert!(verified.contains("192.0.2.1/32"), "{verified}");
+    cluster.expect_servers(theirs)?;
+    assert!(cluster.ruleset()?.contains("table ip theirs"));
+    let (status, log) = cluster.take_kube_proxy()?.terminate()?;
+    assert!(status.success(), "{status}: {log}");
+    cluster.expect_servers(theirs)
+}
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn i7_d10_what_others_remove_comes_back() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    cluster.start(&["--ipvs-sync-period=2s"])?;
+    let visitor = cluster.node().pod("visitor", 20, &[])?;
+    for removal in [
+        "ip address delete 10.96.0.10/32 dev kube-ipvs0",
+        "ip link delete kube-ipvs0",
+        "nft delete table ip kube-proxy",
+        "nft flush ruleset",
+        "ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.11:8080",
+        "ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 0",
+        "ipvsadm -C",
+    ] {
+        cluster.node().namespace.shell(removal)?;
+        let mended = || {
+            cluster.expect_addresses(&["10.96.0.10/32"])?;
+            cluster.expect_servers(WEB_SERVERS)?;
+            eventually(|| {
+                let ruleset = cluster.ruleset()?;
+                Ok(if ruleset.contains("10.96.0.10 . tcp . 80") {
+                    Ok(())
+                } else {
+                    Err(ruleset)
+                })
+            })
+        };
+        mended().inspect_err(|_| eprintln!("after {removal}"))?;
+    }
+    expect(
+        visitor.client(),
+        Tcp,
+        "10.96.0.10:80",
+        &["web-1", "web-2"],
+        visitor.ipv4,
+    )
+}
