@@ -301,6 +301,7 @@ impl From<NetlinkError> for Error {
             Some(Errno::EXIST | Errno::BUSY) => Self::Exists,
             _ => match error {
                 NetlinkError::Open(Errno::PROTONOSUPPORT) => Self::NotSupported,
+                NetlinkError::Open(Errno::PERM) => Self::NotPermitted,
                 error => Self::Netlink(error),
             },
         }
