@@ -62,6 +62,8 @@ enum Reason {
     Missing,
     #[error("{0:?} is not an IP address")]
     NotAnAddress(String),
+    #[error("{0} cannot be the address of a Service")]
+    NotAServiceAddress(IpAddr),
     #[error("{0} is not of the slice's address type")]
     WrongFamily(IpAddr),
     #[error("{0} is a second address of its family")]
@@ -367,7 +369,7 @@ impl Service {
             .filter(|(_, ingress)| !matches!(ingress.ip_mode.as_deref(), Some(mode) if mode != "VIP"))
             .filter_map(|(index, ingress)| {
                 let ip = ingress.ip.as_deref().filter(|ip| !ip.is_empty())?;
-                problems.address(ip, || format!("status.loadBalancer.ingress[{index}].ip"))
+                problems.service_address(ip, || format!("status.loadBalancer.ingress[{index}].ip"))
             })
             .collect()
     }
@@ -382,7 +384,7 @@ impl ServiceSpec {
         let mut ips: Vec<IpAddr> = Vec::new();
         for (index, text) in texts.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
             let field = || format!("spec.clusterIPs[{index}]");
-            let Some(ip) = problems.address(text, field) else {
+            let Some(ip) = problems.service_address(text, field) else {
                 continue;
             };
             if ips.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
@@ -402,7 +404,9 @@ impl ServiceSpec {
         let texts = items(&self.external_ips).iter().enumerate();
         texts
             .filter(|(_, text)| !text.trim().is_empty())
-            .filter_map(|(index, text)| problems.address(text, || format!("spec.externalIPs[{index}]")))
+            .filter_map(|(index, text)| {
+                problems.service_address(text, || format!("spec.externalIPs[{index}]"))
+            })
             .collect()
     }
 
@@ -668,6 +672,17 @@ impl Problems {
         address
     }
 
+    /// An address that can be bound: the kernel would take others, which are everybody's or nobody's.
+    fn service_address(&mut self, text: &str, field: impl Fn() -> String) -> Option<IpAddr> {
+        let address = self.address(text, &field)?;
+        let is_broadcast = address == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+        if address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_broadcast {
+            self.add(field(), Reason::NotAServiceAddress(address));
+            return None;
+        }
+        Some(address)
+    }
+
     fn cidrs(&mut self, field: &str, texts: &[String]) -> Vec<IpNet> {
         let mut cidrs = Vec::new();
         for (index, text) in texts.iter().enumerate() {
@@ -894,7 +909,7 @@ status:
 spec:
   clusterIP: 10.96.0.1
   clusterIPs: [10.96.0.1, 10.96.0.2, nonsense]
-  externalIPs: ['', 192.0.2.1, 192.0.2.256]
+  externalIPs: ['', 192.0.2.1, 192.0.2.256, 224.0.0.1]
   loadBalancerSourceRanges: ['nonsense', ' 198.51.100.0/24 ']
   internalTrafficPolicy: Nearest
   externalTrafficPolicy: Nearest
@@ -916,6 +931,7 @@ status: {loadBalancer: {ingress: [{ip: nonsense}, {ip: ''}]}}
                 "spec.clusterIPs[2]: \"nonsense\" is not an IP address",
                 "spec.externalTrafficPolicy: \"Nearest\" is not known; Cluster is taken",
                 "spec.externalIPs[2]: \"192.0.2.256\" is not an IP address",
+                "spec.externalIPs[3]: 224.0.0.1 cannot be the address of a Service",
                 "status.loadBalancer.ingress[0].ip: \"nonsense\" is not an IP address",
                 "spec.loadBalancerSourceRanges[0]: \"nonsense\" is not a CIDR",
                 "spec.ports[0].port: 0 is not a port number, 1 to 65535",

@@ -99,6 +99,9 @@ pub enum Error {
     /// `EADDRNOTAVAIL`
     #[error("there is no such address on {SERVICE_LINK}")]
     NotFound,
+    /// `EADDRNOTAVAIL`, `EINVAL`
+    #[error("the kernel does not take {0} for an address of a link: give the Service another one")]
+    NotAssignable(IpAddr),
     /// `EACCES`, `EAFNOSUPPORT`
     #[error("IPv6 is disabled: see the sysctl net.ipv6.conf.all.disable_ipv6")]
     Ipv6Disabled,
@@ -233,7 +236,14 @@ impl Link {
         for chunk in updates.chunks(CHUNK) {
             let messages = chunk.iter().map(|update| update_message(*update, index));
             let outcomes = self.socket.batch(messages).await;
-            results.extend(outcomes.into_iter().map(|outcome| outcome.map_err(Error::from)));
+            results.extend(std::iter::zip(chunk, outcomes).map(|(update, outcome)| {
+                outcome.map_err(|error| match (update, error.errno()) {
+                    (Update::Add(address), Some(Errno::ADDRNOTAVAIL | Errno::INVAL)) => {
+                        Error::NotAssignable(*address)
+                    }
+                    _ => error.into(),
+                })
+            }));
             while let Some(told) = self.notifications.try_next() {
                 let missed = told.is_err();
                 self.take_note(told);
