@@ -44,6 +44,14 @@ pub fn command(arguments: &[&str]) -> Command {
         .args(arguments)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .stdin(Stdio::null());
+    // What the cargo that runs this program says of its package. There are build scripts that run again when it
+    // changes, and so would with every change between this cargo and the user's own.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&*name);
+        }
+    }
     command
 }
 
