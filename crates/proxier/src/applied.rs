@@ -155,7 +155,7 @@ impl Applied {
         match command {
             Command::NewService(service) => {
                 let server = Server {
-                    service: service.clone(),
+                    service: *service,
                     destinations: BTreeMap::new(),
                     ours: true,
                 };
@@ -163,7 +163,7 @@ impl Applied {
             }
             Command::SetService(service) => {
                 if let Some(server) = self.servers.get_mut(&service.key) {
-                    server.service = service.clone();
+                    server.service = *service;
                     server.ours = true;
                 }
             }
@@ -174,7 +174,7 @@ impl Applied {
                 if let Some(server) = self.servers.get_mut(key) {
                     server
                         .destinations
-                        .insert(destination.socket_addr(), destination.clone());
+                        .insert(destination.socket_addr(), *destination);
                     server.ours = true;
                 }
             }

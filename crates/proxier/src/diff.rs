@@ -117,12 +117,12 @@ impl Phases {
         let frontend = wanted.server(&server);
         let mut wants: Vec<(ipvs::Service, &RealServers)> = Vec::new();
         if let Some(frontend) = frontend {
-            wants.push((frontend.virtual_server.clone(), &frontend.real_servers));
+            wants.push((frontend.virtual_server, &frontend.real_servers));
             if let Some((mark, real_servers)) = wanted.in_cluster(&server) {
                 wants.push((
                     ipvs::Service {
                         key: by_mark(mark),
-                        ..frontend.virtual_server.clone()
+                        ..frontend.virtual_server
                     },
                     real_servers,
                 ));
@@ -175,7 +175,7 @@ fn create(service: &ipvs::Service, wanted: &RealServers, circumstances: Circumst
     let added = added
         .into_iter()
         .map(|a| Command::NewDestination(service.key, Destination::new(a)));
-    [Command::NewService(service.clone())]
+    [Command::NewService(*service)]
         .into_iter()
         .chain(added)
         .collect()
@@ -190,7 +190,7 @@ fn edit(
     let key = service.key;
     let mut commands = Vec::new();
     if !same_settings(service, &has.service) {
-        commands.push(Command::SetService(service.clone()));
+        commands.push(Command::SetService(*service));
     }
 
     let (mut added, mut raised, mut removed) = (Vec::new(), Vec::new(), Vec::new());
@@ -213,7 +213,7 @@ fn edit(
         } else if destination.weight != 0 {
             let quiet = Destination {
                 weight: 0,
-                ..destination.clone()
+                ..*destination
             };
             removed.push(Command::SetDestination(key, quiet));
         }

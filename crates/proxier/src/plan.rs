@@ -287,14 +287,14 @@ impl RealServers {
 }
 
 fn virtual_server(key: ServiceKey, service: &Service, config: &Config) -> ipvs::Service {
-    let mut server = ipvs::Service::new(key, config.scheduler.clone());
+    let mut server = ipvs::Service::new(key, config.scheduler);
     if config.scheduler == Scheduler::MAGLEV_HASH {
         // Without the fallback the kernel's table keeps pointing at servers of weight 0 (A10); with the
         // port, one client's connections are spread.
         server.flags = server.flags | ServiceFlags::MH_FALLBACK | ServiceFlags::MH_PORT;
     }
     if let Some(seconds) = service.session_affinity {
-        server.flags = server.flags | ServiceFlags::PERSISTENT;
+        server.flags |= ServiceFlags::PERSISTENT;
         server.timeout = seconds;
     }
     server

@@ -62,7 +62,7 @@ impl State {
             servers: self
                 .servers
                 .values()
-                .map(|(service, destinations)| (service.clone(), destinations.values().cloned().collect()))
+                .map(|(service, destinations)| (*service, destinations.values().cloned().collect()))
                 .collect(),
             addresses: self.addresses.iter().copied().collect(),
             elements: self.elements.iter().copied().collect(),
@@ -108,11 +108,11 @@ impl State {
         match command {
             Command::NewService(service) => self
                 .servers
-                .insert(service.key, (service.clone(), BTreeMap::new()))
+                .insert(service.key, (*service, BTreeMap::new()))
                 .is_none(),
             Command::SetService(service) => match self.servers.get_mut(&service.key) {
                 Some(server) => {
-                    server.0 = service.clone();
+                    server.0 = *service;
                     true
                 }
                 None => false,
@@ -121,13 +121,13 @@ impl State {
             Command::NewDestination(key, destination) => self.servers.get_mut(key).is_some_and(|server| {
                 server
                     .1
-                    .insert(destination.socket_addr(), destination.clone())
+                    .insert(destination.socket_addr(), *destination)
                     .is_none()
             }),
             Command::SetDestination(key, destination) => self.servers.get_mut(key).is_some_and(|server| {
                 server
                     .1
-                    .insert(destination.socket_addr(), destination.clone())
+                    .insert(destination.socket_addr(), *destination)
                     .is_some()
             }),
             Command::DelDestination(key, address) => self

@@ -155,7 +155,7 @@ async fn probe_scheduler(ipvs: &mut Handle, scheduler: &Scheduler) -> Result<(),
         protocol: Protocol::Tcp,
         port: PROBE_PORT,
     };
-    let probe = ipvs::Service::new(key, scheduler.clone());
+    let probe = ipvs::Service::new(key, *scheduler);
     match ipvs.execute(&Command::NewService(probe)).await {
         // Left behind by a probe that was killed.
         Err(error) if error.is_already_exists() => {}
