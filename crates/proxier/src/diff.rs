@@ -175,10 +175,7 @@ fn create(service: &ipvs::Service, wanted: &RealServers, circumstances: Circumst
     let added = added
         .into_iter()
         .map(|a| Command::NewDestination(service.key, Destination::new(a)));
-    [Command::NewService(*service)]
-        .into_iter()
-        .chain(added)
-        .collect()
+    [Command::NewService(*service)].into_iter().chain(added).collect()
 }
 
 fn edit(

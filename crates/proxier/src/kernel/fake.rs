@@ -118,18 +118,14 @@ impl State {
                 None => false,
             },
             Command::DelService(key) => self.servers.remove(key).is_some(),
-            Command::NewDestination(key, destination) => self.servers.get_mut(key).is_some_and(|server| {
-                server
-                    .1
-                    .insert(destination.socket_addr(), *destination)
-                    .is_none()
-            }),
-            Command::SetDestination(key, destination) => self.servers.get_mut(key).is_some_and(|server| {
-                server
-                    .1
-                    .insert(destination.socket_addr(), *destination)
-                    .is_some()
-            }),
+            Command::NewDestination(key, destination) => self
+                .servers
+                .get_mut(key)
+                .is_some_and(|server| server.1.insert(destination.socket_addr(), *destination).is_none()),
+            Command::SetDestination(key, destination) => self
+                .servers
+                .get_mut(key)
+                .is_some_and(|server| server.1.insert(destination.socket_addr(), *destination).is_some()),
             Command::DelDestination(key, address) => self
                 .servers
                 .get_mut(key)
