@@ -67,22 +67,44 @@ pub fn program(package: &str, name: &str) -> Result<PathBuf> {
     built.ok_or_else(|| Error::Unavailable(format!("cargo built no {name}")))
 }
 
-/// Builds the test programs of the packages that `selection` names.
-///
-/// # Errors
-/// Cargo cannot be started, or the build failed; the compiler's messages are on standard error.
-pub fn test_programs(selection: &[&str]) -> Result<Vec<TestProgram>> {
-    let arguments = [&["test", "--no-run"], selection].concat();
-    let built = step("building the tests", || artifacts(&arguments))?;
-    let programs = built.into_iter().filter(|artifact| artifact.profile.test);
-    Ok(programs
-        .filter_map(|artifact| {
+/// All programs and tests of the workspace.
+#[derive(Debug)]
+pub struct Workspace {
+    artifacts: Vec<Artifact>,
+}
+
+impl Workspace {
+    /// Builds everything at once, so that all of it shares its dependencies.
+    ///
+    /// # Errors
+    /// Cargo cannot be started, or the build failed; the compiler's messages are on standard error.
+    pub fn build() -> Result<Self> {
+        let arguments = ["build", "--workspace", "--all-targets"];
+        let artifacts = step("building everything", || artifacts(&arguments))?;
+        Ok(Self { artifacts })
+    }
+
+    /// A program by its name.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        let programs = self.artifacts.iter().filter(|artifact| !artifact.profile.test);
+        let mut named = programs.filter(|artifact| artifact.target.name == name);
+        let found = named.find_map(|artifact| artifact.executable.clone());
+        found.ok_or_else(|| Error::Unavailable(format!("cargo built no {name}")))
+    }
+
+    /// All programs made of tests.
+    pub fn tests(&self) -> impl Iterator<Item = TestProgram> {
+        let programs = self.artifacts.iter().filter(|artifact| artifact.profile.test);
+        programs.filter_map(|artifact| {
             Some(TestProgram {
                 name: format!("{}-{}", artifact.package()?, artifact.target.name),
-                path: artifact.executable?,
+                path: artifact.executable.clone()?,
             })
         })
-        .collect())
+    }
 }
 
 /// One of cargo's messages: something was built.

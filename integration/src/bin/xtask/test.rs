@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, value_parser};
-use integration::cargo::{self, TestProgram};
+use integration::cargo::{self, TestProgram, Workspace};
 use integration::go::Go;
 use integration::kernel::Series;
 use integration::{ApiServer, Error, Guest, Result, uplink};
@@ -63,14 +63,12 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     if arguments.contains_id("kernel") || arguments.get_flag("api-server") {
         let filter = arguments.get_many::<String>("filter").unwrap_or_default();
         let filter: Vec<_> = filter.cloned().collect();
-        if let Some(kernels) = arguments.get_many::<Series>("kernel") {
-            let programs = in_kernel_tests()?;
-            for series in kernels {
-                table.add(in_kernel(*series, &programs, &filter));
-            }
+        let workspace = Workspace::build()?;
+        for series in arguments.get_many::<Series>("kernel").unwrap_or_default() {
+            table.add(in_kernel(*series, &workspace, &filter));
         }
         if arguments.get_flag("api-server") {
-            table.add(with_api_server(&filter));
+            table.add(with_api_server(&workspace, &filter));
         }
     } else {
         table.add(component("fmt", &["fmt", "--all", "--check"]));
@@ -78,12 +76,12 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
             "clippy",
             &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
         ));
+        let workspace = Workspace::build()?;
         table.add(on_host());
-        let programs = in_kernel_tests()?;
         for series in Series::ALL {
-            table.add(in_kernel(series, &programs, &[]));
+            table.add(in_kernel(series, &workspace, &[]));
         }
-        table.add(with_api_server(&[]));
+        table.add(with_api_server(&workspace, &[]));
     }
     println!("\n{table}");
     let skipped_in_ci =
@@ -180,59 +178,61 @@ fn on_host() -> Part {
     })
 }
 
-/// The programs with tests that need a kernel with IPVS, and root on it.
-fn in_kernel_tests() -> Result<Vec<TestProgram>> {
-    let programs = cargo::test_programs(&["--workspace"])?;
-    let mut chosen = Vec::new();
-    for program in programs
-        .into_iter()
-        .filter(|program| program.name != API_SERVER_TESTS)
-    {
-        if program.ignored_tests()? > 0 {
-            chosen.push(program);
-        }
-    }
-    Ok(chosen)
-}
-
-fn in_kernel(series: Series, programs: &[TestProgram], filter: &[String]) -> Part {
+/// The tests that need a kernel with IPVS, and root on it: those that are ignored elsewhere.
+fn in_kernel(series: Series, workspace: &Workspace, filter: &[String]) -> Part {
     Part::run(format!("in-kernel tests, Linux {series}"), || {
-        let mut guest = Guest::prepare(Some(series))?.limit(LIMIT).copy(
-            cargo::program("kube-proxy", "kube-proxy")?,
-            "/usr/local/bin/kube-proxy",
-        );
-        for program in programs {
-            guest = guest.copy(&program.path, Path::new("/root/tests").join(&program.name));
+        let mut programs = Vec::new();
+        for program in workspace
+            .tests()
+            .filter(|program| program.name != API_SERVER_TESTS)
+        {
+            if program.ignored_tests()? > 0 {
+                programs.push(program);
+            }
         }
-        let mut command = ["sh", "-c", RUN_ALL, "sh"].map(str::to_owned).to_vec();
-        command.extend_from_slice(filter);
+        let guest = guest(Some(series), workspace, programs)?;
         let mut output = Tee::default();
-        let status = guest.run(&command, &mut output)?;
+        let status = guest.run(&run_all(filter), &mut output)?;
         Ok((output.counts(), status == 0))
     })
 }
 
+/// A guest with kube-proxy and these tests.
+fn guest(
+    series: Option<Series>,
+    workspace: &Workspace,
+    programs: impl IntoIterator<Item = TestProgram>,
+) -> Result<Guest> {
+    let guest = Guest::prepare(series)?
+        .limit(LIMIT)
+        .copy(workspace.program("kube-proxy")?, "/usr/local/bin/kube-proxy");
+    Ok(programs
+        .into_iter()
+        .fold(guest, |guest, TestProgram { name, path }| {
+            guest.copy(path, Path::new("/root/tests").join(name))
+        }))
+}
+
+fn run_all(filter: &[String]) -> Vec<String> {
+    let command = ["sh", "-c", RUN_ALL, "sh"].map(str::to_owned);
+    command.into_iter().chain(filter.iter().cloned()).collect()
+}
+
 /// The main job, with objects from a kube-apiserver on this machine.
-fn with_api_server(filter: &[String]) -> Part {
+fn with_api_server(workspace: &Workspace, filter: &[String]) -> Part {
     let name = "main job, kube-apiserver".to_owned();
     let go = match Go::find() {
         Ok(go) => go,
         Err(missing) => return Part::skipped(name, missing.to_string()),
     };
     Part::run(name, || {
-        let programs = cargo::test_programs(&["--package", "integration", "--test", "apiserver"])?;
+        let programs = workspace
+            .tests()
+            .filter(|program| program.name == API_SERVER_TESTS);
+        let guest = guest(None, workspace, programs)?;
         let mut server = ApiServer::start(&go)?;
-        let mut guest = Guest::prepare(None)?.limit(LIMIT).copy(
-            cargo::program("kube-proxy", "kube-proxy")?,
-            "/usr/local/bin/kube-proxy",
-        );
-        for program in programs {
-            guest = guest.copy(&program.path, Path::new("/root/tests").join(&program.name));
-        }
-        let mut command = ["sh", "-c", RUN_ALL, "sh"].map(str::to_owned).to_vec();
-        command.extend_from_slice(filter);
         let mut output = Tee::default();
-        let status = uplink::run(&mut server, guest, &command, &mut output)?;
+        let status = uplink::run(&mut server, guest, &run_all(filter), &mut output)?;
         Ok((output.counts(), status == 0))
     })
 }
