@@ -1,6 +1,6 @@
 //! The firewall marks by which clients in the cluster are told from others (E1).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ipvs::ServiceKey;
 
@@ -14,8 +14,11 @@ const BASE: u32 = 0x4b50_0000;
 #[derive(Debug)]
 pub(crate) struct Marks {
     masquerade: u32,
+    /// With those released: a virtual server that passes from one Service to another keeps its mark, and with
+    /// it its connections.
     by_key: HashMap<ServiceKey, u32>,
     keys: HashMap<u32, ServiceKey>,
+    in_use: HashSet<u32>,
     /// The number that was given last: the next one is another for as long as possible, so that a mark in use is
     /// not mistaken for one that is on its way out.
     last: u16,
@@ -28,6 +31,7 @@ impl Marks {
             masquerade,
             by_key: HashMap::new(),
             keys: HashMap::new(),
+            in_use: HashSet::new(),
             last: 0,
         }
     }
@@ -37,6 +41,7 @@ impl Marks {
         if self.is_ours(mark) && !self.by_key.contains_key(&key) && !self.keys.contains_key(&mark) {
             self.keys.insert(mark, key);
             self.by_key.insert(key, mark);
+            self.in_use.insert(mark);
             self.last = self.last.max((mark & 0xffff) as u16);
         }
     }
@@ -51,24 +56,29 @@ impl Marks {
 
     /// Gives a virtual server a mark, unless it has one, or all are in use.
     pub(crate) fn assign(&mut self, key: ServiceKey) {
-        if self.by_key.contains_key(&key) {
+        if let Some(mark) = self.by_key.get(&key) {
+            self.in_use.insert(*mark);
             return;
         }
         let numbers = (1..=u16::MAX).map(|step| self.last.wrapping_add(step));
         let marks = numbers.map(|number| BASE & !self.masquerade | u32::from(number));
         if let Some(mark) = marks
             .into_iter()
-            .find(|mark| self.is_ours(*mark) && !self.keys.contains_key(mark))
+            .find(|mark| self.is_ours(*mark) && !self.in_use.contains(mark))
         {
             self.last = (mark & 0xffff) as u16;
-            self.keys.insert(mark, key);
+            if let Some(former) = self.keys.insert(mark, key) {
+                self.by_key.remove(&former);
+            }
             self.by_key.insert(key, mark);
+            self.in_use.insert(mark);
         }
     }
 
+    /// Others may get the mark, as late as possible.
     pub(crate) fn release(&mut self, key: &ServiceKey) {
-        if let Some(mark) = self.by_key.remove(key) {
-            self.keys.remove(&mark);
+        if let Some(mark) = self.by_key.get(key) {
+            self.in_use.remove(mark);
         }
     }
 
@@ -127,12 +137,26 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_that_was_released_is_not_given_at_once() {
+    fn a_mark_that_was_released_waits_for_its_server_until_the_others_are_given() {
         let mut marks = Marks::new(14);
         marks.assign(key(80));
         let first = marks.get(&key(80));
         marks.release(&key(80));
         marks.assign(key(81));
         assert_ne!(marks.get(&key(81)), first);
+        marks.assign(key(80));
+        assert_eq!(marks.get(&key(80)), first);
+
+        marks.release(&key(80));
+        let others = 1000..;
+        let takes_it = others
+            .map(key)
+            .find(|other| {
+                marks.assign(*other);
+                marks.get(other) == first
+            })
+            .unwrap();
+        assert_eq!(marks.key_of(first.unwrap()), Some(takes_it));
+        assert_eq!(marks.get(&key(80)), None);
     }
 }

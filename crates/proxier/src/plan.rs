@@ -48,8 +48,8 @@ pub struct Frontend {
     pub virtual_server: ipvs::Service,
     /// Its real servers. Frontends of one port and policy share them.
     pub real_servers: Arc<RealServers>,
-    /// The real servers for clients in the cluster where they are others (E1): a second virtual server by
-    /// firewall mark, because the kernel has one list of real servers for an address and port.
+    /// The real servers for clients in the cluster, under `externalTrafficPolicy: Local` (E1): a second virtual
+    /// server by firewall mark, because the kernel has one list of real servers for an address and port.
     pub in_cluster: Option<Arc<RealServers>>,
     /// What happens to its new flows before IPVS takes them.
     pub treatment: Treatment,
@@ -229,20 +229,27 @@ impl Side {
     ) -> Self {
         let everywhere = endpoints.of_cluster(place);
         let shared = |usable| RealServers::shared(usable, endpoints, protocol);
-        let (usable, others, external) = match (policy, endpoints.of_node()) {
-            (TrafficPolicy::Cluster, _) => (everywhere, None, External::Masquerade),
-            (TrafficPolicy::Local, Some(here)) => {
-                let others = (everywhere != here).then_some(everywhere);
-                (here, others, External::Local)
+        match policy {
+            TrafficPolicy::Cluster => Self {
+                real_servers: shared(everywhere),
+                in_cluster: None,
+                external: Some(External::Masquerade),
+            },
+            TrafficPolicy::Local => {
+                let here = endpoints.of_node();
+                // With none at all the kernel says at once that nobody is there.
+                let external = if here.is_none() && !everywhere.is_empty() {
+                    External::NotHere
+                } else {
+                    External::Local
+                };
+                Self {
+                    real_servers: shared(here.unwrap_or_default()),
+                    // Also where they are the same: connections would end with their virtual server.
+                    in_cluster: Some(shared(everywhere)),
+                    external: Some(external),
+                }
             }
-            // With none at all the kernel says at once that nobody is there.
-            (TrafficPolicy::Local, None) if everywhere.is_empty() => (everywhere, None, External::Local),
-            (TrafficPolicy::Local, None) => (everywhere, None, External::NotHere),
-        };
-        Self {
-            real_servers: shared(usable),
-            in_cluster: others.map(shared),
-            external: Some(external),
         }
     }
 }
@@ -508,11 +515,12 @@ mod tests {
     }
 
     #[test]
-    fn e1_clients_in_the_cluster_have_servers_of_their_own_only_where_they_are_others() {
+    fn e1_clients_in_the_cluster_have_servers_of_their_own_even_if_they_are_the_same() {
         let slices = [slice("s", "web", &[local_endpoint("10.244.0.2")])];
         assert_eq!(
             lines(&externally_local(), &slices, &config())[1],
-            "TCP 192.168.0.2:30080 -> 10.244.0.2:8080 goto local"
+            "TCP 192.168.0.2:30080 -> 10.244.0.2:8080 (10.244.0.2:8080) goto local",
+            "or connections would end when the last endpoint elsewhere goes"
         );
     }
 
@@ -521,7 +529,7 @@ mod tests {
         let slices = [slice("s", "web", &[endpoint("10.244.1.2")])];
         assert_eq!(
             lines(&externally_local(), &slices, &config())[1],
-            "TCP 192.168.0.2:30080 -> 10.244.1.2:8080 goto not-here"
+            "TCP 192.168.0.2:30080 ->  (10.244.1.2:8080) goto not-here"
         );
         assert_eq!(
             lines(&externally_local(), &[], &config())[1],

@@ -9,7 +9,7 @@ use netlink_packet_netfilter::{
     NetfilterMessage,
     nftables::{
         ChainAttribute, ChainMessage, Expressions, Hook, InetHookNumber, MetaKey, NfTablesMessage, Operator,
-        RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetFlags, SetMessage, VerdictAttribute,
+        RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetFlags, SetMessage,
     },
 };
 
@@ -175,8 +175,8 @@ fn rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
         Rule::new(OUTPUT, "new flows to our virtual servers", to_virtual_server()),
     ];
     rules.extend(cluster_ip_rules(family, ruleset));
-    rules.extend(except_in_cluster(LOCAL, family, ruleset, &goto_chain(IN_CLUSTER)));
-    rules.extend(except_in_cluster(NOT_HERE, family, ruleset, &return_verdict()));
+    rules.extend(except_in_cluster(LOCAL, family, ruleset));
+    rules.extend(except_in_cluster(NOT_HERE, family, ruleset));
     rules.push(Rule::new(
         NOT_HERE,
         "clients elsewhere",
@@ -264,14 +264,9 @@ fn cluster_ip_rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
     rules
 }
 
-/// What both chains for `externalTrafficPolicy: Local` begin with: clients in the cluster leave for `to`.
-fn except_in_cluster(
-    chain: &'static str,
-    family: Family,
-    ruleset: &Ruleset,
-    to: &[VerdictAttribute],
-) -> Vec<Rule> {
-    let leave = || vec![verdict(to.to_vec())];
+/// What both chains for `externalTrafficPolicy: Local` begin with: clients in the cluster leave.
+fn except_in_cluster(chain: &'static str, family: Family, ruleset: &Ruleset) -> Vec<Rule> {
+    let leave = || vec![verdict(goto_chain(IN_CLUSTER))];
     let mut rules = vec![Rule::new(
         chain,
         CLIENTS_ON_THIS_NODE,
