@@ -357,3 +357,29 @@ fn a5_a_udp_client_that_never_stops_is_moved_when_its_pod_goes() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn e1_a_connection_from_the_cluster_lasts_as_long_as_its_pod() -> Result<()> {
+    let (mut cluster, [here, there]) = web()?;
+    let pod = cluster.node().pod("pod", 20, &[])?;
+    cluster.start(NODE_PORTS)?;
+    for stays in [&here, &there] {
+        apply(&cluster, "externalTrafficPolicy: Local", &[&here, &there])?;
+        expect(pod.client(), BALANCER, 4, "2 web-1, 2 web-2, seen as 10.244.0.20")?;
+        let held = [
+            hold(pod.client(), Tcp, BALANCER)?,
+            hold(pod.client(), Tcp, BALANCER)?,
+        ];
+        apply(&cluster, "externalTrafficPolicy: Local", &[stays])?;
+        expect(
+            pod.client(),
+            BALANCER,
+            2,
+            &format!("2 {}, seen as 10.244.0.20", stays.name),
+        )?;
+        let (connection, name) = held.iter().find(|(_, name)| *name == stays.name).unwrap();
+        assert_eq!(connection.ask().map(|reply| reply.name).as_ref(), Ok(name));
+    }
+    Ok(())
+}
