@@ -142,8 +142,9 @@ impl Host {
              net.ipv4.conf.all.send_redirects=0
              net.ipv4.conf.default.send_redirects=0",
         )?;
+        // A bridge whose address nobody has set takes that of one of its ports, and another when that goes.
         namespace.ip(&format!(
-            "link add cni0 type bridge\n\
+            "link add cni0 address 02:00:0a:f4:{pod_network:02x}:01 type bridge\n\
              link set cni0 up\n\
              address add 10.244.{pod_network}.1/24 dev cni0\n\
              address add fd00:10:244:{pod_network}::1/64 dev cni0 nodad"

@@ -51,7 +51,10 @@ fn run() -> Result<(), Box<dyn Error>> {
 
     writeln!(reports, "{}", Report::Started)?;
     let status = run_command(&job, &output)?;
-    tcdrain(&output)?;
+    // A terminal was hung up when its session ended, and the descriptor is of no more use.
+    if job.terminal.is_none() {
+        tcdrain(&output)?;
+    }
     writeln!(reports, "{}", Report::Exited(status))?;
     tcdrain(&reports)?;
     Ok(())
