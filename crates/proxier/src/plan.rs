@@ -244,7 +244,8 @@ impl Side {
                     External::Local
                 };
                 Self {
-                    real_servers: shared(here.unwrap_or_default()),
+                    // Without any here the list is that of the cluster, which no client outside gets to.
+                    real_servers: shared(here.unwrap_or_else(|| everywhere.clone())),
                     // Also where they are the same: connections would end with their virtual server.
                     in_cluster: Some(shared(everywhere)),
                     external: Some(external),
@@ -529,7 +530,7 @@ mod tests {
         let slices = [slice("s", "web", &[endpoint("10.244.1.2")])];
         assert_eq!(
             lines(&externally_local(), &slices, &config())[1],
-            "TCP 192.168.0.2:30080 ->  (10.244.1.2:8080) goto not-here"
+            "TCP 192.168.0.2:30080 -> 10.244.1.2:8080 (10.244.1.2:8080) goto not-here"
         );
         assert_eq!(
             lines(&externally_local(), &[], &config())[1],
