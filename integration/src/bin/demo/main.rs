@@ -94,7 +94,7 @@ fn run(manifests: &Path, keep: bool) -> Result<bool> {
 
     report.heading("The Services' addresses are on kube-ipvs0, a link that is down and answers no ARP");
     report.show(cluster.node(), "ip address show kube-ipvs0")?;
-    cluster.expect_addresses(&[
+    let addresses = cluster.expect_addresses(&[
         "10.99.13.178/32",
         "10.103.132.104/32",
         "10.99.30.80/32",
@@ -102,9 +102,16 @@ fn run(manifests: &Path, keep: bool) -> Result<bool> {
         "10.99.30.33/32",
         "10.99.44.10/32",
         "203.0.113.10/32",
-    ])?;
-    report.claim("one address for each ClusterIP and for the load balancer", true);
-    report.show(cluster.node(), "nft list table ip kube-proxy")?;
+    ]);
+    report.outcome(
+        "one address for each ClusterIP and for the load balancer",
+        addresses,
+    );
+
+    report.heading("One nftables table knows whose new flows are to be masqueraded");
+    report.show(cluster.node(), "nft list map ip kube-proxy services")?;
+    report.show(cluster.node(), "nft list chain ip kube-proxy cluster-ip")?;
+    report.show(cluster.node(), "nft list chain ip kube-proxy postrouting")?;
 
     report.heading("Requests from a pod are spread over the pods, which see the pod's own address");
     let answers = visitor.client().ask(Tcp, at("10.99.13.178:80")?, 6)?;
@@ -152,11 +159,11 @@ fn run(manifests: &Path, keep: bool) -> Result<bool> {
     let text = fs::read_to_string(&web).map_err(|source| read(&web, source))?;
     let changed = Instant::now();
     cluster.apply("web", &[text.replace("10.244.0.11", "10.244.0.14")])?;
-    cluster.expect_server("-a -t 10.99.13.178:80 -r 10.244.0.14:80 -m -w 1")?;
+    let arrival = cluster.expect_server("-a -t 10.99.13.178:80 -r 10.244.0.14:80 -m -w 1");
     let seconds = changed.elapsed().as_secs_f32();
-    report.claim(
+    report.outcome(
         &format!("the kernel has the new pod {seconds:.1} s after the manifest changed"),
-        true,
+        arrival,
     );
     report.show(cluster.node(), "ipvsadm -Ln -t 10.99.13.178:80")?;
     let answers = visitor.client().ask(Tcp, at("10.99.13.178:80")?, 6)?;
@@ -169,10 +176,10 @@ fn run(manifests: &Path, keep: bool) -> Result<bool> {
 
     report.heading("A Service is deleted: everything of it is gone");
     cluster.delete("web")?;
-    cluster.expect_no_trace("10.99.13.178")?;
-    report.claim(
+    let gone = cluster.expect_no_trace("10.99.13.178");
+    report.outcome(
         "no virtual server, no address, no set element has 10.99.13.178",
-        true,
+        gone,
     );
     let answers = visitor.client().ask(Tcp, at("10.103.132.104:3306")?, 2)?;
     report.answers(

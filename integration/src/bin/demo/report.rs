@@ -48,6 +48,14 @@ impl Report {
         println!("{verdict} {text}");
     }
 
+    /// Claims what was waited for, and says why if it did not come.
+    pub(crate) fn outcome(&mut self, text: &str, outcome: Result<()>) {
+        self.claim(text, outcome.is_ok());
+        if let Err(error) = outcome {
+            self.say(&error.to_string());
+        }
+    }
+
     /// Claims that exactly these pods answered, and saw this client address.
     pub(crate) fn answers(&mut self, what: &str, answers: &Answers, names: &[&str], seen: &str) {
         let good = answers.names().as_deref() == Some(names)

@@ -104,7 +104,21 @@ struct Part {
 enum Outcome {
     Passed,
     Failed,
+    /// It could not run here, which is a failure in CI.
     Skipped(String),
+    /// The toolchain has no such check, and need not have it.
+    Absent(String),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("ok"),
+            Self::Failed => f.write_str("FAILED"),
+            Self::Skipped(why) => write!(f, "SKIPPED: {why}"),
+            Self::Absent(remedy) => write!(f, "not installed: {remedy}"),
+        }
+    }
 }
 
 /// The tests of one part.
@@ -135,12 +149,13 @@ impl Part {
         }
     }
 
-    fn skipped(name: String, why: String) -> Self {
-        println!("\n== {name}\nSKIPPED: {why}");
+    /// A part that did not run.
+    fn without(name: String, outcome: Outcome) -> Self {
+        println!("\n== {name}\n{outcome}");
         Self {
             name,
             counts: Counts::default(),
-            outcome: Outcome::Skipped(why),
+            outcome,
             time: Duration::ZERO,
         }
     }
@@ -154,10 +169,8 @@ fn component(name: &str, arguments: &[&str]) -> Part {
         .stderr(Stdio::null())
         .status();
     if !there.is_ok_and(|status| status.success()) {
-        return Part::skipped(
-            format!("cargo {name}"),
-            format!("not installed: rustup component add {name}"),
-        );
+        let missing = Outcome::Absent(format!("rustup component add {name}"));
+        return Part::without(format!("cargo {name}"), missing);
     }
     Part::run(format!("cargo {name}"), || {
         let status = cargo::command(arguments).status();
@@ -223,7 +236,7 @@ fn with_api_server(workspace: &Workspace, filter: &[String]) -> Part {
     let name = "main job, kube-apiserver".to_owned();
     let go = match Go::find() {
         Ok(go) => go,
-        Err(missing) => return Part::skipped(name, missing.to_string()),
+        Err(missing) => return Part::without(name, Outcome::Skipped(missing.to_string())),
     };
     Part::run(name, || {
         let programs = workspace
@@ -315,11 +328,7 @@ impl fmt::Display for Table {
         {
             let Counts { passed, failed } = counts;
             write!(f, "{name:32} {passed:>7} {failed:>7} {:>5} s  ", time.as_secs())?;
-            match outcome {
-                Outcome::Passed => writeln!(f, "ok")?,
-                Outcome::Failed => writeln!(f, "FAILED")?,
-                Outcome::Skipped(why) => writeln!(f, "SKIPPED: {why}")?,
-            }
+            writeln!(f, "{outcome}")?;
         }
         Ok(())
     }
