@@ -73,3 +73,32 @@ fn every_protocol_and_both_families() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn e5_without_ipv6_the_other_family_is_served() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let pod = cluster.node().pod("echo-1", 11, &[(Tcp, 8080)])?;
+    cluster
+        .node()
+        .namespace
+        .sysctl("net.ipv6.conf.all.disable_ipv6=1")?;
+    cluster.apply(
+        "echo",
+        &[
+            service(
+                "echo",
+                "clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, \"fd00:10:96::10\"], ports: [{port: 80}]",
+            ),
+            slice("echo-4", "echo", "{port: 8080}", &[(&pod).into()]),
+            slice_v6("echo-6", "echo", "{port: 8080}", &[(&pod).into()]),
+        ],
+    )?;
+    cluster.start(&[])?;
+    cluster.expect_servers("-A -t 10.96.0.10:80 -s rr\n-a -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1")?;
+    cluster.expect_addresses(&["10.96.0.10/32"])?;
+    expect(cluster.client(), Tcp, "10.96.0.10:80", &["echo-1"], BRIDGE)?;
+    let log = cluster.kube_proxy()?.log()?;
+    assert_eq!(log.matches("no IPv6").count(), 1, "{log}");
+    Ok(())
+}

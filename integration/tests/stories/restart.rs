@@ -76,8 +76,14 @@ fn i6_a_restart_with_unchanged_objects_writes_nothing() -> Result<()> {
         );
     }
     cluster.start(&[])?;
-    let after = cluster.node().namespace.shell(STATE)?;
-    assert_eq!(after, before);
+    eventually(|| {
+        let after = cluster.node().namespace.shell(STATE)?;
+        Ok(if after == before {
+            Ok(())
+        } else {
+            Err(format!("there was\n{before}\nand there is\n{after}"))
+        })
+    })?;
     for mut monitor in watching {
         monitor.kill().and_then(|()| monitor.wait()).unwrap();
     }
@@ -106,14 +112,10 @@ fn a3_changes_while_nobody_looked_are_made_up_for() -> Result<()> {
         "ipvsadm -e -t 10.96.0.10:80 -r {}:8080 -m -w 0",
         kept.ipv4
     ))?;
-    let [service, slice] = web_objects(&[Endpoint::from(kept)]);
-    cluster.apply("web", &[service, slice])?;
+    cluster.apply("web", &web_objects(&[Endpoint::from(kept)]))?;
     cluster.apply(
         "new",
-        &[crate::manifest::service(
-            "new",
-            "clusterIP: 10.96.0.30, ports: [{port: 80}]",
-        )],
+        &[service("new", "clusterIP: 10.96.0.30, ports: [{port: 80}]")],
     )?;
     cluster.start(&[])?;
     cluster.expect_servers(&format!(
