@@ -1,5 +1,7 @@
 //! What the tests do with an API server: apply and delete objects that are given as YAML.
 
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, TypeMeta};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
@@ -7,6 +9,9 @@ use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::{Context, Error, Result};
+
+/// The name of the Service that the server makes itself.
+const OWN: &str = "kubernetes";
 
 /// A client of one API server. Its calls block.
 pub struct Client {
@@ -69,12 +74,25 @@ impl Client {
             .try_for_each(|object| self.delete_one(object))
     }
 
+    /// All Services but the server's own, with what the server has added to them.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub fn services(&self) -> Result<Vec<Service>> {
+        let all = Api::<Service>::all(self.client.clone());
+        let found = self.runtime.block_on(all.list(&ListParams::default()));
+        let services = found.api("list every Service")?.into_iter();
+        Ok(services
+            .filter(|service| service.metadata.name.as_deref() != Some(OWN))
+            .collect())
+    }
+
     /// Deletes all Services but the server's own, all EndpointSlices and all Nodes.
     ///
     /// # Errors
     /// The server refuses.
     pub fn clear(&self) -> Result<()> {
-        let own = |object: &DynamicObject| object.metadata.name.as_deref() == Some("kubernetes");
+        let own = |object: &DynamicObject| object.metadata.name.as_deref() == Some(OWN);
         for (version, kind) in [
             ("v1", "Service"),
             ("discovery.k8s.io/v1", "EndpointSlice"),
@@ -148,6 +166,22 @@ impl Client {
 /// The objects of a YAML text with one document or more.
 fn objects(yaml: &str) -> Result<Vec<DynamicObject>> {
     serde_saphyr::from_multiple(yaml).api("read objects")
+}
+
+/// The EndpointSlices of a YAML text.
+///
+/// # Errors
+/// The text does not parse.
+pub fn endpoint_slices(yaml: &str) -> Result<Vec<EndpointSlice>> {
+    let slices = objects(yaml)?.into_iter();
+    let slices = slices.filter(|object| {
+        object
+            .types
+            .as_ref()
+            .is_some_and(|types| types.kind == "EndpointSlice")
+    });
+    let slices = slices.map(|object| object.try_parse().api("read an EndpointSlice"));
+    slices.collect()
 }
 
 /// Gives an error of the API or of its objects the action that failed.

@@ -22,6 +22,8 @@
 //! kube_proxy a running kube-proxy
 //! uplink     the way from there to the host's API server
 //! cluster    all of these with a directory of manifests: what a test starts from
+//! proxiers   the proxiers that are compared: ours and upstream's
+//! observe    what a proxier has made of an API server's objects
 //! manifest   short ways to write objects
 //! ```
 //!
@@ -47,7 +49,9 @@ pub mod kernel;
 pub mod kube_proxy;
 pub mod manifest;
 pub mod namespace;
+pub mod observe;
 pub mod packages;
+pub mod proxiers;
 pub mod qemu;
 pub mod topology;
 pub mod traffic;

@@ -1,5 +1,6 @@
 //! `cargo xtask`: the lab's commands.
 
+mod compare;
 mod demo;
 mod test;
 mod vm;
@@ -13,9 +14,15 @@ fn main() -> ExitCode {
         .about("The lab")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([demo::command(), test::command(), vm::command()]);
+        .subcommands([
+            compare::command(),
+            demo::command(),
+            test::command(),
+            vm::command(),
+        ]);
     let matches = cli.get_matches();
     let result = match matches.subcommand() {
+        Some(("compare", arguments)) => compare::run(arguments),
         Some(("demo", arguments)) => demo::run(arguments),
         Some(("test", arguments)) => test::run(arguments),
         Some(("vm", arguments)) => vm::run(arguments),
