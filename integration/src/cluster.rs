@@ -73,6 +73,12 @@ impl Cluster {
         self.dir.join("manifests")
     }
 
+    /// A file of the test's own, which goes with the cluster.
+    #[must_use]
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// Writes the manifest `NAME.yaml`, or replaces it, at once.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! How it goes about it: the system calls that it makes, and those that it does not.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use integration::cluster::eventually;
@@ -10,38 +11,31 @@ use integration::{Cluster, Result};
 
 use crate::{TCP_8080, web};
 
-/// Starts kube-proxy under strace, which writes the calls of the given kinds to `trace`, and waits for it.
-fn traced(cluster: &mut Cluster, kinds: &str, trace: &str) -> Result<KubeProxy> {
+/// Starts kube-proxy under strace and waits for it. Gives the file to which calls of the given kinds are written, too.
+fn traced(cluster: &mut Cluster, kinds: &str) -> Result<(KubeProxy, PathBuf)> {
+    let trace = cluster.scratch("trace");
     let mut command = Command::new("strace");
     // As a child of the traced program, so that this test has the program itself to deal with.
-    command.args([
-        "-D",
-        "-f",
-        "-o",
-        trace,
-        "-e",
-        &format!("trace={kinds}"),
-        "kube-proxy",
-    ]);
+    command.args(["-D", "-f", "-o"]).arg(&trace);
+    command.args(["-e", &format!("trace={kinds}"), "kube-proxy"]);
     command.args(cluster.flags());
     let log = cluster.new_log();
     let mut kube_proxy = KubeProxy::start_command(&cluster.node().namespace, &mut command, &log)?;
     kube_proxy.wait_for("in sync")?;
-    Ok(kube_proxy)
+    Ok((kube_proxy, trace))
 }
 
 #[test]
 #[ignore = "needs root and ip_vs: cargo xtask test"]
 fn i9_no_child_processes() -> Result<()> {
     let (mut cluster, [web_1, _web_2]) = web()?;
-    let trace = "/tmp/exec";
-    let kube_proxy = traced(&mut cluster, "execve,execveat,fork,vfork", trace)?;
+    let (kube_proxy, trace) = traced(&mut cluster, "execve,execveat,fork,vfork")?;
     cluster.apply("web", &crate::web_objects(&[Endpoint::from(&web_1)]))?;
     cluster.expect_servers("-A -t 10.96.0.10:80 -s rr\n-a -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1")?;
     cluster.delete("web")?;
     cluster.expect_servers("")?;
     kube_proxy.terminate()?;
-    let calls = fs::read_to_string(trace).unwrap();
+    let calls = fs::read_to_string(&trace).unwrap();
     let made: Vec<_> = calls
         .lines()
         .filter(|line| line.contains("exec") || line.contains("fork("))
@@ -73,13 +67,12 @@ fn b1_many_services_go_in_few_sends_and_a_change_costs_little() -> Result<()> {
         objects.push(slice(&name, &name, "{port: 8080}", &endpoints));
     }
     cluster.apply("many", &objects)?;
-    let trace = "/tmp/sends";
-    let kube_proxy = traced(&mut cluster, "sendto,sendmsg,sendmmsg", trace)?;
+    let (kube_proxy, trace) = traced(&mut cluster, "sendto,sendmsg,sendmmsg")?;
     let servers = cluster.servers()?;
     assert_eq!(servers.lines().count(), 3 * SERVICES, "{servers}");
     assert_eq!(cluster.addresses()?.len(), SERVICES);
     let sends = || {
-        fs::read_to_string(trace)
+        fs::read_to_string(&trace)
             .unwrap()
             .lines()
             .filter(|line| line.contains("send"))

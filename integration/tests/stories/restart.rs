@@ -62,17 +62,18 @@ fn i6_a_restart_with_unchanged_objects_writes_nothing() -> Result<()> {
     let before = cluster.node().namespace.shell(STATE)?;
     cluster.take_kube_proxy()?.kill()?;
 
-    let monitors = [
-        "ip monitor link address dev kube-ipvs0 > /tmp/ip",
-        "nft monitor > /tmp/nft",
-    ];
+    let logs = ["link", "nft"].map(|name| cluster.scratch(name));
     let mut watching = Vec::new();
-    for monitor in monitors {
+    for (monitor, log) in ["ip monitor link address dev kube-ipvs0", "nft monitor"]
+        .into_iter()
+        .zip(&logs)
+    {
+        let script = format!("exec {monitor} > {}", log.display());
         watching.push(
             cluster
                 .node()
                 .namespace
-                .spawn(Command::new("sh").args(["-c", &format!("exec {monitor}")]))?,
+                .spawn(Command::new("sh").args(["-c", &script]))?,
         );
     }
     cluster.start(&[])?;
@@ -87,8 +88,8 @@ fn i6_a_restart_with_unchanged_objects_writes_nothing() -> Result<()> {
     for mut monitor in watching {
         monitor.kill().and_then(|()| monitor.wait()).unwrap();
     }
-    for log in ["/tmp/ip", "/tmp/nft"] {
-        assert_eq!(fs::read_to_string(log).unwrap(), "", "{log}");
+    for log in logs {
+        assert_eq!(fs::read_to_string(&log).unwrap(), "", "{}", log.display());
     }
     assert_eq!(held.ask().map(|reply| reply.name), Ok(name));
     Ok(())
