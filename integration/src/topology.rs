@@ -166,9 +166,12 @@ impl Host {
         let ending = u16::from_str_radix(&number.to_string(), 16).unwrap_or_default();
         let ipv6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, network.into(), 0, 0, 0, ending);
         let namespace = Namespace::new(name)?;
+        // Where br_netfilter is loaded, and upstream's kube-proxy sees to that, a bridge does not route what a pod
+        // sends to itself but bridges it: back through the port where it came from.
         self.namespace.ip(&format!(
             "link add {name} type veth peer name eth0 netns {name}\n\
              link set {name} master cni0\n\
+             link set {name} type bridge_slave hairpin on\n\
              link set {name} up"
         ))?;
         let (gateway, gateway_v6) = (format!("10.244.{network}.1"), format!("fd00:10:244:{network}::1"));
