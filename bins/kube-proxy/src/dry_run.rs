@@ -45,6 +45,7 @@ mod tests {
             internal_traffic_policy: TrafficPolicy::Cluster,
             external_traffic_policy: TrafficPolicy::Cluster,
             health_check_node_port: None,
+            overrides: None,
         };
         let changes = [Change::Service(service), Change::Synced];
         let own_addresses = vec!["192.0.2.1".parse().unwrap()];

@@ -7,6 +7,7 @@ use std::{
 };
 
 mod address;
+mod annotations;
 mod dry_run;
 mod duration;
 mod flags;

@@ -1,6 +1,6 @@
 //! The parts of Kubernetes objects that matter here, and their way into the proxier's model.
 //!
-//! Everything else, such as managed fields and annotations, is skipped while decoding. What an API server
+//! Everything else, such as managed fields and other annotations, is skipped while decoding. What an API server
 //! fills in by default may be missing, because manifests come without one. A value that cannot be used costs
 //! the part of the object that it belongs to, and is told as a [`Problem`].
 
@@ -16,7 +16,10 @@ use kube::{
 use proxier::model::{self, Change, Conditions, Hints, ObjectName, Protocol, SourceRanges, TrafficPolicy};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
-use crate::address::{parse_cidr, parse_ip};
+use crate::{
+    address::{parse_cidr, parse_ip},
+    annotations::{self, Annotations},
+};
 
 /// Names the Service of a slice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -57,7 +60,7 @@ pub(crate) struct Problem {
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum Reason {
+pub(crate) enum Reason {
     #[error("is missing")]
     Missing,
     #[error("{0:?} is not an IP address")]
@@ -80,6 +83,8 @@ enum Reason {
     UnknownChoice(String, &'static str),
     #[error("{0:?} is neither IPv4 nor IPv6")]
     UnknownAddressType(String),
+    #[error("{value:?} is not {expected}; it is ignored")]
+    BadAnnotation { value: String, expected: &'static str },
 }
 
 /// A core/v1 `Service`.
@@ -233,6 +238,8 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         name: Option<String>,
         namespace: Option<String>,
         labels: Option<BTreeMap<String, String>>,
+        #[serde(default)]
+        annotations: Annotations,
         resource_version: Option<String>,
         creation_timestamp: Option<Time>,
     }
@@ -241,6 +248,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         name: metadata.name,
         namespace: metadata.namespace,
         labels: metadata.labels,
+        annotations: metadata.annotations.into_option(),
         resource_version: metadata.resource_version,
         creation_timestamp: metadata.creation_timestamp,
         ..ObjectMeta::default()
@@ -353,6 +361,7 @@ impl Service {
                 .health_check_node_port
                 .filter(|port| has_health_check && *port != 0)
                 .and_then(|port| problems.port(port, || "spec.healthCheckNodePort".into())),
+            overrides: annotations::overrides(&self.metadata, problems),
         })
     }
 
@@ -640,11 +649,11 @@ impl Node {
     }
 }
 
-#[derive(Default)]
-struct Problems(Vec<Problem>);
+#[derive(Debug, Default)]
+pub(crate) struct Problems(pub(crate) Vec<Problem>);
 
 impl Problems {
-    fn add(&mut self, field: String, reason: Reason) {
+    pub(crate) fn add(&mut self, field: String, reason: Reason) {
         self.0.push(Problem { field, reason });
     }
 
@@ -836,6 +845,7 @@ status:
                 internal_traffic_policy: TrafficPolicy::Local,
                 external_traffic_policy: TrafficPolicy::Local,
                 health_check_node_port: Some(port(32000)),
+                overrides: None,
             }
         );
     }

@@ -167,14 +167,10 @@ impl Phases {
 }
 
 fn create(service: &ipvs::Service, wanted: &RealServers, circumstances: Circumstances<'_>) -> Vec<Command> {
-    let added = in_order_of_insertion(
-        wanted.usable.iter().copied().collect(),
-        service,
-        circumstances.node,
-    );
-    let added = added
+    let added = wanted.usable.iter().map(destination).collect();
+    let added = in_order_of_insertion(added, service, circumstances.node)
         .into_iter()
-        .map(|a| Command::NewDestination(service.key, Destination::new(a)));
+        .map(|destination| Command::NewDestination(service.key, destination));
     [Command::NewService(*service)].into_iter().chain(added).collect()
 }
 
@@ -191,17 +187,16 @@ fn edit(
     }
 
     let (mut added, mut raised, mut removed) = (Vec::new(), Vec::new(), Vec::new());
-    for address in &wanted.usable {
-        match has.destinations.get(address) {
-            None => added.push(*address),
-            Some(destination) if *destination != Destination::new(*address) => {
-                raised.push(Command::SetDestination(key, Destination::new(*address)));
-            }
+    for wanted in wanted.usable.iter().map(destination) {
+        match has.destinations.get(&wanted.socket_addr()) {
+            None => added.push(wanted),
+            Some(has) if has.weight > wanted.weight => removed.push(Command::SetDestination(key, wanted)),
+            Some(has) if *has != wanted => raised.push(Command::SetDestination(key, wanted)),
             Some(_) => {}
         }
     }
     for (address, destination) in &has.destinations {
-        if wanted.usable.contains(address) {
+        if wanted.usable.contains_key(address) {
             continue;
         }
         let may_stay = wanted.leaving.contains(address) && !circumstances.drained.contains(&(key, *address));
@@ -219,11 +214,18 @@ fn edit(
     commands.extend(
         added
             .into_iter()
-            .map(|a| Command::NewDestination(key, Destination::new(a))),
+            .map(|destination| Command::NewDestination(key, destination)),
     );
     commands.extend(raised);
     commands.extend(removed);
     commands
+}
+
+fn destination((address, weight): (&SocketAddr, &u32)) -> Destination {
+    Destination {
+        weight: *weight,
+        ..Destination::new(*address)
+    }
 }
 
 /// Whether the kernel's service is what we would make, whatever it has marked in it for itself.
@@ -239,11 +241,15 @@ fn same_settings(wanted: &ipvs::Service, has: &ipvs::Service) -> bool {
 /// Round robin begins with the server that was inserted last. Were that the same one everywhere, every fresh
 /// node would send its first connection there: each node has an order of its own, always the same for a
 /// virtual server (B7). Other schedulers get the order of the addresses, so that hashing agrees everywhere.
-fn in_order_of_insertion(mut added: Vec<SocketAddr>, service: &ipvs::Service, node: &str) -> Vec<SocketAddr> {
+fn in_order_of_insertion(
+    mut added: Vec<Destination>,
+    service: &ipvs::Service,
+    node: &str,
+) -> Vec<Destination> {
     if [Scheduler::ROUND_ROBIN, Scheduler::WEIGHTED_ROUND_ROBIN].contains(&service.scheduler) {
-        added.sort_by_cached_key(|address| {
+        added.sort_by_cached_key(|destination| {
             let mut hasher = DefaultHasher::new();
-            (node, service.key, address).hash(&mut hasher);
+            (node, service.key, destination.socket_addr()).hash(&mut hasher);
             hasher.finish()
         });
     }

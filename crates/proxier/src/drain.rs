@@ -60,23 +60,19 @@ impl Draining {
     }
 
     /// Given the connections that each real server has, returns the virtual servers of which some have
-    /// drained: because they have none, or because `timeout` is over. One that is not listed is waited for: a
+    /// drained: because they have none, or because their virtual server's `timeout` is over. One that is not listed is waited for: a
     /// listing may miss what others' changes hide from it.
     pub(crate) fn look(
         &mut self,
         connections: &HashMap<RealServer, u64>,
         now: Instant,
-        timeout: Duration,
+        timeout: impl Fn(&ServiceKey) -> Duration,
     ) -> HashSet<ServiceKey> {
-        let over = |(server, since): &(&RealServer, &Instant)| {
-            connections.get(server) == Some(&0) || now.duration_since(**since) >= timeout
+        let over = |server: &RealServer, since: &mut Instant| {
+            connections.get(server) == Some(&0) || now.duration_since(*since) >= timeout(&server.0)
         };
-        let drained: Vec<_> = self
-            .since
-            .iter()
-            .filter(over)
-            .map(|(server, _)| *server)
-            .collect();
+        // They are waited for no more, also where an annotation wants them at weight 0.
+        let drained: Vec<_> = self.since.extract_if(over).map(|(server, _)| server).collect();
         self.drained.extend(&drained);
         drained.into_iter().map(|(service, _)| service).collect()
     }
@@ -127,18 +123,18 @@ mod tests {
         let connections = HashMap::from([(idle, 0), (busy, 3)]);
 
         assert_eq!(
-            draining.look(&connections, start, TIMEOUT),
+            draining.look(&connections, start, |_| TIMEOUT),
             HashSet::from([idle.0])
         );
         assert_eq!(*draining.drained(), HashSet::from([idle]));
         draining.note(&Command::DelDestination(idle.0, idle.1), start);
 
         assert_eq!(
-            draining.look(&connections, start + TIMEOUT / 2, TIMEOUT),
+            draining.look(&connections, start + TIMEOUT / 2, |_| TIMEOUT),
             HashSet::new()
         );
         assert_eq!(
-            draining.look(&connections, start + TIMEOUT, TIMEOUT),
+            draining.look(&connections, start + TIMEOUT, |_| TIMEOUT),
             HashSet::from([busy.0])
         );
     }

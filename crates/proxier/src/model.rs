@@ -5,10 +5,11 @@
 //! parsed, protocols are the three that IPVS forwards. A source reports and drops the object, or the part of
 //! it, that does not fit.
 
-use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 pub use ipvs::Protocol;
+use ipvs::{Scheduler, ServiceFlags};
 
 /// A namespaced object's name. Cheap to clone; sorts by namespace, then name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,6 +70,64 @@ pub struct Service {
     pub external_traffic_policy: TrafficPolicy,
     /// `spec.healthCheckNodePort` where it applies (type LoadBalancer, external policy Local).
     pub health_check_node_port: Option<NonZeroU16>,
+    /// What the Service asks for beyond its spec; most Services ask for nothing.
+    pub overrides: Option<Box<Overrides>>,
+}
+
+/// What a Service decides for itself where else the operator's settings hold: its annotations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// The scheduler of its virtual servers.
+    pub scheduler: Option<Scheduler>,
+    /// The scheduler's flags (`IPVS_SVC_ATTR_FLAGS`), in place of those that we choose.
+    pub scheduler_flags: Option<ServiceFlags>,
+    /// Schedule every UDP datagram by itself (`IP_VS_SVC_F_ONEPACKET`). Other protocols do not have it.
+    pub one_packet: bool,
+    /// How long a TCP real server may keep its last connections after it stopped to be wanted.
+    pub drain_timeout: Option<Duration>,
+    /// The weights of endpoints by their addresses: the longest prefix counts, and without one the weight is 1.
+    /// Weight 0 is for maintenance: the endpoint keeps the connections that it has, and gets no new ones.
+    pub weights: Vec<(IpNet, u32)>,
+    /// The nodes on which the Service is not programmed, because something else has its addresses there (D11).
+    pub excluded_nodes: Nodes,
+}
+
+impl Overrides {
+    /// The weight of the endpoint at `address`.
+    pub fn weight(&self, address: IpAddr) -> u32 {
+        let matching = self
+            .weights
+            .iter()
+            .filter(|(prefix, _)| prefix.contains(&address));
+        matching
+            .max_by_key(|(prefix, _)| prefix.prefix_len())
+            .map_or(1, |(_, weight)| *weight)
+    }
+}
+
+/// Some of the cluster's nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nodes {
+    /// Every node.
+    All,
+    /// Those of these names.
+    Named(Vec<Arc<str>>),
+}
+
+impl Nodes {
+    /// Whether the node `name` is among them.
+    pub fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(names) => names.iter().any(|named| **named == *name),
+        }
+    }
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Self::Named(Vec::new())
+    }
 }
 
 /// One of a Service's `spec.ports`.

@@ -60,8 +60,8 @@ pub struct Frontend {
 /// The real servers of a virtual server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RealServers {
-    /// Those that get new connections. All have weight 1: Services know no other.
-    pub usable: BTreeSet<SocketAddr>,
+    /// Those that were chosen, with their weights: 1, unless the Service's annotations say otherwise.
+    pub usable: BTreeMap<SocketAddr, u32>,
     /// Those that may keep the connections that they have, at weight 0, if they are real servers already:
     /// TCP endpoints that still exist but are not chosen any more (A2). An endpoint that has left its slice
     /// is not among them: its connections have nobody left to answer them (A9).
@@ -115,6 +115,10 @@ pub fn plan<'a>(
     config: &Config,
 ) -> Plan {
     let mut plan = Plan::default();
+    let overrides = service.overrides.as_deref();
+    if overrides.is_some_and(|overrides| overrides.excluded_nodes.contains(&config.node_name)) {
+        return plan;
+    }
     let place = Place {
         node: &config.node_name,
         zone: node.zone.as_ref(),
@@ -164,7 +168,7 @@ pub fn plan<'a>(
                     plan.frontends.insert(key, frontend);
                 };
 
-            let outside = Side::external(service.external_traffic_policy, &endpoints, port.protocol, place);
+            let outside = Side::external(service, &endpoints, port.protocol, place);
             for address in &external_ips {
                 add(*address, port.port, &outside, None);
             }
@@ -185,7 +189,7 @@ pub fn plan<'a>(
                     add(*address, node_port, &outside, None);
                 }
             }
-            let inside = Side::internal(service.internal_traffic_policy, &endpoints, port.protocol, place);
+            let inside = Side::internal(service, &endpoints, port.protocol, place);
             add(*cluster_ip, port.port, &inside, None);
         }
     }
@@ -203,33 +207,23 @@ struct Side {
 
 impl Side {
     /// The meaning of `internalTrafficPolicy`. Local without an endpoint here serves nobody (Q13).
-    fn internal(
-        policy: TrafficPolicy,
-        endpoints: &Endpoints<'_>,
-        protocol: Protocol,
-        place: Place<'_>,
-    ) -> Self {
-        let usable = match policy {
+    fn internal(service: &Service, endpoints: &Endpoints<'_>, protocol: Protocol, place: Place<'_>) -> Self {
+        let usable = match service.internal_traffic_policy {
             TrafficPolicy::Cluster => endpoints.of_cluster(place),
             TrafficPolicy::Local => endpoints.of_node().unwrap_or_default(),
         };
         Self {
-            real_servers: RealServers::shared(usable, endpoints, protocol),
+            real_servers: RealServers::shared(service, usable, endpoints, protocol),
             in_cluster: None,
             external: None,
         }
     }
 
     /// The meaning of `externalTrafficPolicy`.
-    fn external(
-        policy: TrafficPolicy,
-        endpoints: &Endpoints<'_>,
-        protocol: Protocol,
-        place: Place<'_>,
-    ) -> Self {
+    fn external(service: &Service, endpoints: &Endpoints<'_>, protocol: Protocol, place: Place<'_>) -> Self {
         let everywhere = endpoints.of_cluster(place);
-        let shared = |usable| RealServers::shared(usable, endpoints, protocol);
-        match policy {
+        let shared = |usable| RealServers::shared(service, usable, endpoints, protocol);
+        match service.external_traffic_policy {
             TrafficPolicy::Cluster => Self {
                 real_servers: shared(everywhere),
                 in_cluster: None,
@@ -281,25 +275,44 @@ fn source_ranges(service: &Service, balancer_ip: IpAddr, node: &NodeFacts) -> Op
 
 impl RealServers {
     /// Those that were chosen; what else the slices name may end what it began.
-    fn shared(usable: BTreeSet<SocketAddr>, endpoints: &Endpoints<'_>, protocol: Protocol) -> Arc<Self> {
+    fn shared(
+        service: &Service,
+        chosen: BTreeSet<SocketAddr>,
+        endpoints: &Endpoints<'_>,
+        protocol: Protocol,
+    ) -> Arc<Self> {
         let leaving = match protocol {
             Protocol::Tcp => endpoints
                 .all()
-                .filter(|address| !usable.contains(address))
+                .filter(|address| !chosen.contains(address))
                 .collect(),
             // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
             _ => BTreeSet::new(),
         };
+        let overrides = service.overrides.as_deref();
+        let weight = |address: SocketAddr| overrides.map_or(1, |overrides| overrides.weight(address.ip()));
+        let usable = chosen
+            .into_iter()
+            .map(|address| (address, weight(address)))
+            .collect();
         Arc::new(Self { usable, leaving })
     }
 }
 
 fn virtual_server(key: ServiceKey, service: &Service, config: &Config) -> ipvs::Service {
-    let mut server = ipvs::Service::new(key, config.scheduler);
-    if config.scheduler == Scheduler::MAGLEV_HASH {
-        // Without the fallback the kernel's table keeps pointing at servers of weight 0 (A10); with the
-        // port, one client's connections are spread.
-        server.flags = server.flags | ServiceFlags::MH_FALLBACK | ServiceFlags::MH_PORT;
+    let overrides = service.overrides.as_deref();
+    let scheduler = overrides.and_then(|overrides| overrides.scheduler);
+    let mut server = ipvs::Service::new(key, scheduler.unwrap_or(config.scheduler));
+    let chosen = overrides.and_then(|overrides| overrides.scheduler_flags);
+    if server.scheduler == Scheduler::MAGLEV_HASH {
+        // With the port, one client's connections are spread. Without the fallback the kernel's table keeps
+        // pointing at servers of weight 0 (A10).
+        server.flags |= chosen.unwrap_or(ServiceFlags::MH_PORT) | ServiceFlags::MH_FALLBACK;
+    } else {
+        server.flags |= chosen.unwrap_or_default();
+    }
+    if overrides.is_some_and(|overrides| overrides.one_packet) && is_udp(&key) {
+        server.flags |= ServiceFlags::ONE_PACKET;
     }
     if let Some(seconds) = service.session_affinity {
         server.flags |= ServiceFlags::PERSISTENT;
@@ -308,9 +321,20 @@ fn virtual_server(key: ServiceKey, service: &Service, config: &Config) -> ipvs::
     server
 }
 
+fn is_udp(key: &ServiceKey) -> bool {
+    matches!(
+        key,
+        ServiceKey::Address {
+            protocol: Protocol::Udp,
+            ..
+        }
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Nodes, Overrides};
     use crate::testing::{endpoint, endpoint_port, ip, local_endpoint, port, service, slice};
 
     const NODE: [&str; 2] = ["192.168.0.2", "fd01::2"];
@@ -332,10 +356,13 @@ mod tests {
                 let servers: Vec<_> = frontend
                     .real_servers
                     .usable
-                    .iter()
+                    .keys()
                     .map(|a| a.to_string())
                     .collect();
-                let others = frontend.in_cluster.iter().flat_map(|servers| &servers.usable);
+                let others = frontend
+                    .in_cluster
+                    .iter()
+                    .flat_map(|servers| servers.usable.keys());
                 let others: String = others.map(|a| format!(" ({a})")).collect();
                 let (key, treatment) = (frontend.virtual_server.key, frontend.treatment);
                 format!("{key} -> {}{others} {treatment}", servers.join(","))
@@ -638,5 +665,69 @@ mod tests {
         let config = config();
         let plan = plan(&service("web", "10.96.0.10"), &slices, &facts(&config), &config);
         assert_eq!(plan.hairpins, BTreeSet::from([ip("10.244.0.2")]));
+    }
+
+    #[test]
+    fn annotations_override_scheduler_flags_and_weights() {
+        let mut service = service("web", "10.96.0.10");
+        service.ports = vec![port("t", Protocol::Tcp, 80), port("u", Protocol::Udp, 53)];
+        service.overrides = Some(Box::new(Overrides {
+            scheduler: Some(Scheduler::MAGLEV_HASH),
+            scheduler_flags: Some(ServiceFlags::default()),
+            one_packet: true,
+            weights: vec![
+                ("10.244.0.0/16".parse().unwrap(), 3),
+                ("10.244.1.3/32".parse().unwrap(), 0),
+            ],
+            ..Overrides::default()
+        }));
+        let mut endpoints = slice(
+            "s",
+            "web",
+            &[
+                endpoint("10.244.1.2"),
+                endpoint("10.244.1.3"),
+                endpoint("10.245.0.4"),
+            ],
+        );
+        endpoints.ports = vec![
+            endpoint_port("t", Protocol::Tcp, 80),
+            endpoint_port("u", Protocol::Udp, 53),
+        ];
+        let config = config();
+        let plan = plan(&service, &[endpoints], &facts(&config), &config);
+        let [tcp, udp] = plan.frontends.values().collect::<Vec<_>>()[..] else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(tcp.virtual_server.scheduler, Scheduler::MAGLEV_HASH);
+        assert_eq!(
+            tcp.virtual_server.flags,
+            ServiceFlags::MH_FALLBACK,
+            "A10: the fallback is not for anybody to leave out"
+        );
+        assert_eq!(
+            udp.virtual_server.flags,
+            ServiceFlags::MH_FALLBACK | ServiceFlags::ONE_PACKET,
+            "E15"
+        );
+        assert_eq!(tcp.real_servers.usable.values().collect::<Vec<_>>(), [&3, &0, &1]);
+    }
+
+    #[test]
+    fn d11_a_service_may_be_left_to_something_else_on_some_nodes() {
+        for (nodes, planned) in [
+            (Nodes::All, false),
+            (Nodes::Named(vec!["there".into(), "here".into()]), false),
+            (Nodes::Named(vec!["there".into()]), true),
+        ] {
+            let mut service = service("dns", "10.96.0.10");
+            service.overrides = Some(Box::new(Overrides {
+                excluded_nodes: nodes,
+                ..Overrides::default()
+            }));
+            let config = config();
+            let plan = plan(&service, &[], &facts(&config), &config);
+            assert_eq!(plan != Plan::default(), planned);
+        }
     }
 }

@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},
     net::IpAddr,
+    time::Duration,
 };
 
-use ipvs::Family;
+use ipvs::{Family, ServiceKey};
 use tracing::{info, warn};
 
 use crate::{
@@ -135,6 +136,18 @@ impl Planner {
                 node: &self.config.node_name,
             },
         )
+    }
+
+    /// How long real servers of the virtual server `server` may drain: what its Service says, else the operator.
+    pub(crate) fn drain_timeout(&self, server: ServiceKey) -> Duration {
+        let owner = match self.wanted.key_of(server) {
+            Key::Server(server) => self.wanted.owner(&server),
+            Key::Address(_) | Key::Hairpin(_) => None,
+        };
+        let service = owner.and_then(|owner| self.store.service(owner));
+        let overrides = service.and_then(|service| service.overrides.as_deref());
+        let chosen = overrides.and_then(|overrides| overrides.drain_timeout);
+        chosen.unwrap_or(self.config.drain_timeout)
     }
 
     fn plan(&mut self, name: &ObjectName) -> HashSet<Key> {

@@ -53,7 +53,7 @@ fn any_service() -> impl Strategy<Value = Service> {
             addresses(&["203.0.113.1", "192.168.0.2"]),
             addresses(&["203.0.113.1", "203.0.113.2"]),
         ),
-        (prop::option::of(1..3u32), policy(), policy()),
+        (prop::option::of(1..3u32), policy(), policy(), any_overrides()),
     )
         .prop_map(
             |((created, cluster_ips, ports), (external_ips, load_balancer_ips), settings)| Service {
@@ -68,8 +68,22 @@ fn any_service() -> impl Strategy<Value = Service> {
                 internal_traffic_policy: settings.1,
                 external_traffic_policy: settings.2,
                 health_check_node_port: None,
+                overrides: settings.3,
             },
         )
+}
+
+fn any_overrides() -> impl Strategy<Value = Option<Box<Overrides>>> {
+    let weights = prop::collection::vec((1..5u8, 0..3u32), 0..3);
+    prop::option::of(weights.prop_map(|weights| {
+        let weights = weights.into_iter();
+        Box::new(Overrides {
+            weights: weights
+                .map(|(last, weight)| (ip(&format!("10.244.0.{last}")).into(), weight))
+                .collect(),
+            ..Overrides::default()
+        })
+    }))
 }
 
 fn any_port() -> impl Strategy<Value = ServicePort> {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use ipvs::ServiceKey;
 use tokio::{
     sync::mpsc::UnboundedReceiver,
     time::{Instant, sleep_until},
@@ -258,9 +259,8 @@ impl<K: Kernel> Reconciler<K> {
         self.drain_at = now + DRAIN_PERIOD;
         match self.kernel.connections().await {
             Ok(connections) => {
-                let drained = self
-                    .draining
-                    .look(&connections, now, self.planner.config().drain_timeout);
+                let timeout = |server: &ServiceKey| self.planner.drain_timeout(*server);
+                let drained = self.draining.look(&connections, now, timeout);
                 self.reconcile(drained.into_iter().map(Key::Server).collect())
                     .await;
             }
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
     use crate::{
         kernel::fake::FakeKernel,
-        model::{Endpoint, Service},
+        model::{Endpoint, Overrides, Service},
         testing::{endpoint, ip, name, service, slice},
     };
 
@@ -568,6 +568,49 @@ mod tests {
         running.pass(Duration::from_secs(60)).await;
         assert_eq!(kernel.take_log(), [""; 0]);
         running.pass(Config::new("here").drain_timeout).await;
+        assert_eq!(
+            kernel.take_log(),
+            ["ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080"]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_weight_of_0_by_annotation_is_no_reason_to_remove_a_server() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        let mut service = web();
+        service.overrides = Some(Box::new(Overrides {
+            weights: vec![(ip("10.244.0.2").into(), 0)],
+            ..Overrides::default()
+        }));
+        let log = running.done_for(Change::Service(service)).await;
+        assert_eq!(log, ["ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 0"]);
+        running.pass(Config::new("here").drain_timeout * 2).await;
+        assert_eq!(kernel.take_log(), [""; 0]);
+        let log = running.done_for(Change::Service(web())).await;
+        assert_eq!(log, ["ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 1"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a2_a_service_may_have_a_drain_timeout_of_its_own() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        let mut service = web();
+        service.overrides = Some(Box::new(Overrides {
+            drain_timeout: Some(Duration::from_secs(5)),
+            ..Overrides::default()
+        }));
+        running.send(Change::Service(service));
+        kernel.change(|state| {
+            let key = *state.servers.keys().next().unwrap();
+            let busy = (key, "10.244.0.2:8080".parse().unwrap());
+            state.connections.insert(busy, 1);
+        });
+        let leaving = web_slice(&[endpoint("10.244.0.2").terminating(true), endpoint("10.244.0.3")]);
+        running.done_for(leaving).await;
+        running.pass(Duration::from_secs(4)).await;
+        assert_eq!(kernel.take_log(), [""; 0]);
+        running.pass(Duration::from_secs(2)).await;
         assert_eq!(
             kernel.take_log(),
             ["ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080"]

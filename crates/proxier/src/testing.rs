@@ -26,6 +26,7 @@ pub(crate) fn service(of: &str, cluster_ip: &str) -> Service {
         internal_traffic_policy: TrafficPolicy::Cluster,
         external_traffic_policy: TrafficPolicy::Cluster,
         health_check_node_port: None,
+        overrides: None,
     }
 }
 

@@ -15,6 +15,7 @@ use integration::{Error, Result};
 
 mod addresses;
 mod affinity;
+mod annotations;
 mod bad_input;
 mod cluster_ip;
 mod conduct;

@@ -1,0 +1,289 @@
+//! What Services ask for by annotation.
+//!
+//! | annotation | value | meaning |
+//! |---|---|---|
+//! | `ipvs-proxier/scheduler` | a scheduler of the kernel, such as `lc` | in place of `--ipvs-scheduler` |
+//! | `kube-router.io/service.scheduler` | the same | the same, where the first is not given |
+//! | `ipvs-proxier/scheduler-flags` | `sh-fallback`, `sh-port`, `mh-fallback`, `mh-port`, with commas between | the scheduler's flags |
+//! | `ipvs-proxier/one-packet` | `true` or `false` | schedule every UDP datagram by itself (E15) |
+//! | `ipvs-proxier/drain-timeout` | a duration, such as `30s` | in place of `--ipvs-drain-timeout` |
+//! | `ipvs-proxier/weights` | `10.244.1.7=5,10.244.2.0/24=0`, weights 0 to 65535 | weights of endpoints by address |
+//! | `ipvs-proxier/excluded-nodes` | `*`, or names of nodes with commas between | nodes that do not program the Service (D11) |
+//!
+//! A value that cannot be used is reported, and the Service is programmed as if it were not there.
+
+use std::{collections::BTreeMap, fmt};
+
+use ipnet::IpNet;
+use ipvs::{Scheduler, ServiceFlags};
+use kube::api::ObjectMeta;
+use proxier::model::{Nodes, Overrides};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+
+use crate::{
+    address::{parse_cidr, parse_ip},
+    duration,
+    objects::{Problems, Reason},
+};
+
+const SCHEDULER: &str = "ipvs-proxier/scheduler";
+const KUBE_ROUTER_SCHEDULER: &str = "kube-router.io/service.scheduler";
+const SCHEDULER_FLAGS: &str = "ipvs-proxier/scheduler-flags";
+const ONE_PACKET: &str = "ipvs-proxier/one-packet";
+const DRAIN_TIMEOUT: &str = "ipvs-proxier/drain-timeout";
+const WEIGHTS: &str = "ipvs-proxier/weights";
+const EXCLUDED_NODES: &str = "ipvs-proxier/excluded-nodes";
+
+const KNOWN: [&str; 7] = [
+    SCHEDULER,
+    KUBE_ROUTER_SCHEDULER,
+    SCHEDULER_FLAGS,
+    ONE_PACKET,
+    DRAIN_TIMEOUT,
+    WEIGHTS,
+    EXCLUDED_NODES,
+];
+
+/// The kernel's schedulers. A name that it does not know would cost the Service its virtual servers.
+const SCHEDULERS: [&str; 14] = [
+    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos",
+];
+
+/// The kernel's largest weight (`IP_VS_MAX_WEIGHT` is larger; Maglev hashing counts in 16 bits).
+const MAX_WEIGHT: u32 = 65535;
+
+/// An object's annotations, without those that nobody here reads: most are long, and all would be kept.
+#[derive(Debug, Default)]
+pub(crate) struct Annotations(BTreeMap<String, String>);
+
+impl Annotations {
+    pub(crate) fn into_option(self) -> Option<BTreeMap<String, String>> {
+        (!self.0.is_empty()).then_some(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Annotations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct KnownOnly;
+
+        impl<'de> Visitor<'de> for KnownOnly {
+            type Value = Annotations;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("annotations")
+            }
+
+            fn visit_unit<E>(self) -> Result<Annotations, E> {
+                Ok(Annotations::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
+                let mut known = BTreeMap::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if KNOWN.contains(&key.as_str()) {
+                        known.insert(key, map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Annotations(known))
+            }
+        }
+
+        deserializer.deserialize_any(KnownOnly)
+    }
+}
+
+/// What a Service's annotations ask for; nothing if they ask for nothing.
+pub(crate) fn overrides(metadata: &ObjectMeta, problems: &mut Problems) -> Option<Box<Overrides>> {
+    let annotations = metadata.annotations.as_ref()?;
+    let mut value = |name: &str, expected: &'static str, is_valid: &mut dyn FnMut(&str) -> bool| {
+        let value = annotations.get(name)?.trim();
+        let valid = is_valid(value);
+        if !valid {
+            problems.add(
+                format!("metadata.annotations[{name}]"),
+                Reason::BadAnnotation {
+                    value: value.to_owned(),
+                    expected,
+                },
+            );
+        }
+        Some(valid)
+    };
+    let mut overrides = Overrides::default();
+    let mut set = |name: &str, expected, parse: fn(&str, &mut Overrides) -> Option<()>| {
+        value(name, expected, &mut |text| parse(text, &mut overrides).is_some())
+    };
+    const A_SCHEDULER: &str = "a scheduler of the kernel, such as rr, lc or mh";
+    let chosen = set(SCHEDULER, A_SCHEDULER, parse_scheduler);
+    if chosen.is_none() {
+        set(KUBE_ROUTER_SCHEDULER, A_SCHEDULER, parse_scheduler);
+    }
+    set(
+        SCHEDULER_FLAGS,
+        "a list of sh-fallback, sh-port, mh-fallback and mh-port",
+        parse_flags,
+    );
+    set(ONE_PACKET, "true or false", |text, overrides| {
+        overrides.one_packet = text.parse().ok()?;
+        Some(())
+    });
+    set(DRAIN_TIMEOUT, "a duration such as 30s", |text, overrides| {
+        overrides.drain_timeout = Some(duration::parse(text).ok()?);
+        Some(())
+    });
+    set(
+        WEIGHTS,
+        "a list of ADDRESS=WEIGHT or CIDR=WEIGHT with weights 0 to 65535",
+        |text, overrides| {
+            overrides.weights = items(text).map(parse_weight).collect::<Option<_>>()?;
+            Some(())
+        },
+    );
+    set(
+        EXCLUDED_NODES,
+        "* or a list of nodes' names",
+        |text, overrides| {
+            overrides.excluded_nodes = match text {
+                "*" => Nodes::All,
+                names => Nodes::Named(items(names).map(Into::into).collect()),
+            };
+            Some(())
+        },
+    );
+    (overrides != Overrides::default()).then(|| Box::new(overrides))
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+fn parse_scheduler(text: &str, overrides: &mut Overrides) -> Option<()> {
+    let known = SCHEDULERS.contains(&text).then_some(text)?;
+    overrides.scheduler = Some(known.parse::<Scheduler>().ok()?);
+    Some(())
+}
+
+fn parse_flags(text: &str, overrides: &mut Overrides) -> Option<()> {
+    let flag = |name| {
+        Some(match name {
+            "sh-fallback" => ServiceFlags::SH_FALLBACK,
+            "sh-port" => ServiceFlags::SH_PORT,
+            "mh-fallback" => ServiceFlags::MH_FALLBACK,
+            "mh-port" => ServiceFlags::MH_PORT,
+            _ => return None,
+        })
+    };
+    let flags = items(text).try_fold(ServiceFlags::default(), |flags, name| Some(flags | flag(name)?))?;
+    overrides.scheduler_flags = Some(flags);
+    Some(())
+}
+
+fn parse_weight(text: &str) -> Option<(IpNet, u32)> {
+    let (prefix, weight) = text.split_once('=')?;
+    let prefix = prefix.trim();
+    let prefix = parse_cidr(prefix).or_else(|| parse_ip(prefix).map(IpNet::from))?;
+    let weight = weight
+        .trim()
+        .parse()
+        .ok()
+        .filter(|weight| *weight <= MAX_WEIGHT)?;
+    Some((prefix, weight))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// What the annotations come to, and what is reported of them.
+    fn read(annotations: &[(&str, &str)]) -> (Overrides, Vec<String>) {
+        let annotations = annotations
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let metadata = ObjectMeta {
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        };
+        let mut problems = Problems::default();
+        let overrides = overrides(&metadata, &mut problems);
+        let problems = problems.0.iter().map(ToString::to_string).collect();
+        (
+            overrides.map(|overrides| *overrides).unwrap_or_default(),
+            problems,
+        )
+    }
+
+    #[test]
+    fn each_annotation_reaches_the_override_behind_it() {
+        let (overrides, problems) = read(&[
+            (SCHEDULER, "sh"),
+            (KUBE_ROUTER_SCHEDULER, "lc"),
+            (SCHEDULER_FLAGS, "sh-port, sh-fallback"),
+            (ONE_PACKET, "true"),
+            (DRAIN_TIMEOUT, "1m30s"),
+            (WEIGHTS, "10.244.1.7=5, 10.244.2.0/24=0,fd00::7=2"),
+            (EXCLUDED_NODES, "node-1,node-2"),
+        ]);
+        assert_eq!(problems, [""; 0]);
+        let expected = Overrides {
+            scheduler: Some(Scheduler::SOURCE_HASH),
+            scheduler_flags: Some(ServiceFlags::SH_PORT | ServiceFlags::SH_FALLBACK),
+            one_packet: true,
+            drain_timeout: Some(Duration::from_secs(90)),
+            weights: vec![
+                ("10.244.1.7/32".parse().unwrap(), 5),
+                ("10.244.2.0/24".parse().unwrap(), 0),
+                ("fd00::7/128".parse().unwrap(), 2),
+            ],
+            excluded_nodes: Nodes::Named(vec!["node-1".into(), "node-2".into()]),
+        };
+        assert_eq!(overrides, expected);
+        assert_eq!(read(&[(EXCLUDED_NODES, "*")]).0.excluded_nodes, Nodes::All);
+    }
+
+    #[test]
+    fn kube_router_s_scheduler_is_understood() {
+        let (overrides, problems) = read(&[(KUBE_ROUTER_SCHEDULER, "lc")]);
+        assert_eq!(overrides.scheduler, Some(Scheduler::LEAST_CONNECTION));
+        assert_eq!(problems, [""; 0]);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_reported_and_ignored() {
+        for (name, value) in [
+            (SCHEDULER, "fastest"),
+            (KUBE_ROUTER_SCHEDULER, ""),
+            (SCHEDULER_FLAGS, "sh-port,mh"),
+            (ONE_PACKET, "yes"),
+            (DRAIN_TIMEOUT, "30"),
+            (WEIGHTS, "10.244.1.7=65536"),
+            (WEIGHTS, "10.244.1.7"),
+            (WEIGHTS, "web-1=3"),
+        ] {
+            let (overrides, problems) = read(&[(name, value)]);
+            assert_eq!(overrides, Overrides::default(), "{name}={value}");
+            let [problem] = &problems[..] else {
+                panic!("{name}={value}: {problems:?}")
+            };
+            let beginning = format!("metadata.annotations[{name}]: {value:?} is not ");
+            assert!(problem.starts_with(&beginning), "{problem}");
+        }
+    }
+
+    #[test]
+    fn other_annotations_are_not_kept() {
+        let text = r#"{"example.com/long": "x", "ipvs-proxier/scheduler": "lc", "example.com/odd": 1}"#;
+        let annotations: Annotations = serde_json::from_str(text).unwrap();
+        let kept = annotations.into_option().unwrap();
+        assert_eq!(kept.into_keys().collect::<Vec<_>>(), [SCHEDULER]);
+        let none: Annotations = serde_json::from_str("null").unwrap();
+        assert!(none.into_option().is_none());
+    }
+}
