@@ -11,6 +11,7 @@ pub(crate) mod fake;
 pub mod link;
 pub mod linux;
 pub mod netfilter;
+mod nfnetlink;
 pub mod sysctl;
 
 /// What the kernel holds that concerns Services, in one reading.

@@ -51,6 +51,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use self::ruleset::Base;
 pub use self::ruleset::Ruleset;
+use super::nfnetlink::Message;
 
 /// The name of our tables. kube-proxy's nftables mode has tables of this name too, and its other modes delete
 /// them when they start, so that a node that goes back to kube-proxy is left clean.
@@ -448,7 +449,7 @@ impl Netfilter {
     /// when the future is dropped.
     pub async fn changed(&mut self) {
         loop {
-            match self.notifications.next::<listing::Message>().await {
+            match self.notifications.next::<Message>().await {
                 Ok(told) if !told.iter().any(|message| listing::is_of_table(message, TABLE)) => {}
                 // After an error something was missed.
                 Ok(_) | Err(_) => return,

@@ -1,20 +1,17 @@
-//! What the kernel lists of our tables. netlink-packet-netfilter's decoders are not used here: they panic where a
-//! nested attribute is too short.
+//! What the kernel lists of our tables.
 
-use std::{convert::Infallible, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ipvs::{Family, Protocol};
-use netlink_packet_core::{
-    DefaultNla, Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable, NlasIterator,
-};
+use netlink_packet_core::NetlinkMessage;
 
 use super::{
     Element, Frontend, HAIRPIN, MARKS, SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, Treatment, octets,
 };
+use crate::kernel::nfnetlink::{self, Message, attributes, find, string};
 
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFNL_SUBSYS_NFTABLES: u8 = 10;
 const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_GETSETELEM: u16 = 13;
 
@@ -22,46 +19,6 @@ const NFT_GOTO: u32 = -4_i32 as u32;
 
 /// The type of a comment in `NFTA_RULE_USERDATA`, as nft and libnftnl have it.
 pub(super) const UDATA_RULE_COMMENT: u8 = 0;
-
-/// A message of nf_tables, with its attributes as bytes.
-#[derive(Debug)]
-pub(super) struct Message {
-    message_type: u16,
-    family: u8,
-    attributes: Vec<u8>,
-}
-
-/// Length of `struct nfgenmsg`.
-const HEADER_LEN: usize = 4;
-
-impl NetlinkSerializable for Message {
-    fn message_type(&self) -> u16 {
-        self.message_type
-    }
-
-    fn buffer_len(&self) -> usize {
-        HEADER_LEN + self.attributes.len()
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        if let Some((header, attributes)) = buffer.split_first_chunk_mut::<HEADER_LEN>() {
-            *header = [self.family, 0, 0, 0];
-            attributes.copy_from_slice(&self.attributes);
-        }
-    }
-}
-
-impl NetlinkDeserializable for Message {
-    type Error = Infallible;
-
-    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
-        Ok(Self {
-            message_type: header.message_type,
-            family: payload.first().copied().unwrap_or_default(),
-            attributes: payload.get(HEADER_LEN..).unwrap_or_default().to_vec(),
-        })
-    }
-}
 
 /// Asks for the rules of a table.
 pub(super) fn rules(family: Family, table: &str) -> NetlinkMessage<Message> {
@@ -81,25 +38,19 @@ pub(super) fn set_elements(family: Family, table: &str, set: &str) -> NetlinkMes
 }
 
 fn request(message_type: u16, family: Family, names: &[(u16, &str)]) -> NetlinkMessage<Message> {
-    let names: Vec<_> = names
+    let attributes: Vec<_> = names
         .iter()
-        .map(|(kind, name)| DefaultNla::new(*kind, [name.as_bytes(), &[0]].concat()))
+        .map(|(kind, name)| nfnetlink::text(*kind, name))
         .collect();
-    let mut attributes = vec![0; names.as_slice().buffer_len()];
-    names.as_slice().emit(&mut attributes);
-    let message = Message {
-        message_type: NFNL_SUBSYS_NFTABLES << 8 | message_type,
-        family: family.number() as u8,
-        attributes,
-    };
-    NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message))
+    let message_type = u16::from(NFNL_SUBSYS_NFTABLES) << 8 | message_type;
+    Message::new(message_type, family.number() as u8, &attributes)
 }
 
 /// Whether a notification is about a table or something in it.
 pub(super) fn is_of_table(message: &Message, table: &str) -> bool {
     /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, and so on: the number is the same in each kind of message.
     const NFTA_TABLE: u16 = 1;
-    message.message_type >> 8 == NFNL_SUBSYS_NFTABLES
+    message.message_type >> 8 == u16::from(NFNL_SUBSYS_NFTABLES)
         && find(&message.attributes, NFTA_TABLE)
             .is_some_and(|name| name.strip_suffix(&[0]) == Some(table.as_bytes()))
 }
@@ -206,22 +157,4 @@ fn read_treatment(verdict: &[u8]) -> Option<Treatment> {
         .into_iter()
         .find(|treatment| treatment.chain() == chain)?;
     (code == NFT_GOTO).then_some(known)
-}
-
-/// The kinds and values of attributes, up to the first that is malformed.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute| {
-        let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
-        (kind, attribute.into_inner().get(4..length).unwrap_or_default())
-    })
-}
-
-fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes)
-        .find(|(found, _)| *found == kind)
-        .map(|(_, value)| value)
-}
-
-fn string(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
 }

@@ -27,12 +27,12 @@ fn service(address: &str, port: u16, treatment: Treatment) -> Element {
 }
 
 /// The message by which the kernel lists an element has the attributes of the one that adds it.
-fn listed(element: Element) -> listing::Message {
+fn listed(element: Element) -> Message {
     let mut message = update_message(&Update::Add(element));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
-    listing::Message::deserialize(&NetlinkHeader::default(), &bytes[16..]).unwrap()
+    Message::deserialize(&NetlinkHeader::default(), &bytes[16..]).unwrap()
 }
 
 fn any_element() -> impl Strategy<Value = Element> {
@@ -77,7 +77,7 @@ proptest! {
         message.serialize(&mut valid);
         valid.truncate(cut);
         for bytes in [bytes, valid.get(16..).unwrap_or_default().to_vec()] {
-            let message = listing::Message::deserialize(&header, &bytes).unwrap();
+            let message = Message::deserialize(&header, &bytes).unwrap();
             prop_assert!(listing::read_elements(&message, Family::Inet6, SERVICES).len() <= bytes.len());
             prop_assert!(listing::read_rule(&message).1.len() <= bytes.len() * 3);
         }
