@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fmt,
     net::SocketAddr,
     sync::Arc,
 };
@@ -22,6 +23,43 @@ struct Candidate<'a> {
     conditions: Conditions,
     local: bool,
     hints: Option<&'a Hints>,
+}
+
+/// Why an endpoint gets new connections of some clients, or gets none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is ready.
+    Serves,
+    /// It terminates but serves, and no other is ready (KEP-1669).
+    ServesWhileTerminating,
+    /// `conditions.ready` is false.
+    NotReady,
+    /// `conditions.terminating` is true, and others are ready or it does not serve.
+    Terminating,
+    /// It is ready, but these clients are served by their own node only.
+    OnAnotherNode,
+    /// It is ready, but the topology hints of all endpoints leave it to other nodes or zones.
+    HintedElsewhere,
+}
+
+impl Verdict {
+    /// Whether it gets new connections.
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Serves | Self::ServesWhileTerminating)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Serves => "serves",
+            Self::ServesWhileTerminating => "serves while it terminates, because none is ready",
+            Self::NotReady => "is not ready",
+            Self::Terminating => "terminates",
+            Self::OnAnotherNode => "is on another node",
+            Self::HintedElsewhere => "is meant for other nodes or zones by its hints",
+        })
+    }
 }
 
 /// Where the choice is made.
@@ -108,6 +146,48 @@ impl<'a> Endpoints<'a> {
             .map(|(address, _)| *address)
             .collect();
         (!chosen.is_empty()).then_some(chosen)
+    }
+
+    /// What becomes of each endpoint under policy Cluster, and why; as [`of_cluster`](Self::of_cluster) chooses.
+    pub(crate) fn verdicts_of_cluster(&self, place: Place<'_>) -> BTreeMap<SocketAddr, Verdict> {
+        let topology = self.topology(place);
+        self.verdicts(|c| (!topology.admits(c, place)).then_some(Verdict::HintedElsewhere))
+    }
+
+    /// The same under policy Local; as [`of_node`](Self::of_node) chooses.
+    pub(crate) fn verdicts_of_node(&self) -> BTreeMap<SocketAddr, Verdict> {
+        self.verdicts(|c| (!c.local).then_some(Verdict::OnAnotherNode))
+    }
+
+    /// `elsewhere` says why a candidate is not considered, if it is not.
+    fn verdicts(
+        &self,
+        elsewhere: impl Fn(&Candidate<'_>) -> Option<Verdict>,
+    ) -> BTreeMap<SocketAddr, Verdict> {
+        let any_ready = self
+            .by_address
+            .values()
+            .any(|c| c.conditions.ready && elsewhere(c).is_none());
+        let verdict = |c: &Candidate<'_>| {
+            match elsewhere(c) {
+                // Topology hints are for ready endpoints; terminating ones are chosen without them.
+                Some(Verdict::HintedElsewhere) if !c.conditions.ready => None,
+                reason => reason,
+            }
+            .unwrap_or(if c.conditions.ready {
+                Verdict::Serves
+            } else if c.serves_while_terminating() && !any_ready {
+                Verdict::ServesWhileTerminating
+            } else if c.conditions.terminating {
+                Verdict::Terminating
+            } else {
+                Verdict::NotReady
+            })
+        };
+        self.by_address
+            .iter()
+            .map(|(address, c)| (*address, verdict(c)))
+            .collect()
     }
 
     /// Hints count only if every ready endpoint has them, and one of them means us: with anything less,
@@ -319,5 +399,54 @@ mod tests {
             ],
         )];
         assert_eq!(of_cluster(&slices, Some("z1")), ["10.244.0.1:8080"]);
+    }
+
+    #[test]
+    fn verdicts_agree_with_the_choice() {
+        let mut endpoints = vec![
+            hinted("10.244.0.1", "z1", None),
+            hinted("10.244.0.2", "z2", None),
+            hinted("10.244.0.3", "z1", None).terminating(true),
+            hinted("10.244.0.4", "z1", None).terminating(false),
+            hinted("10.244.0.5", "z1", None).not_ready(),
+        ];
+        endpoints[1].node = Some(HERE.into());
+        endpoints[2].node = Some(HERE.into());
+        let (node, zone) = (Arc::from(HERE), Arc::from("z1"));
+        let place = Place {
+            node: &node,
+            zone: Some(&zone),
+        };
+        // All of them, then fewer and fewer of the ready ones.
+        for skipped in 0..endpoints.len() {
+            let slices = [slice("s", "a", &endpoints[skipped..])];
+            let merged = merged(&slices);
+            let serving = |verdicts: BTreeMap<SocketAddr, Verdict>| {
+                let serving = verdicts.into_iter().filter(|(_, verdict)| verdict.serves());
+                serving.map(|(address, _)| address).collect::<BTreeSet<_>>()
+            };
+            assert_eq!(
+                serving(merged.verdicts_of_cluster(place)),
+                merged.of_cluster(place),
+                "without the first {skipped}"
+            );
+            assert_eq!(
+                serving(merged.verdicts_of_node()),
+                merged.of_node().unwrap_or_default(),
+                "without the first {skipped}"
+            );
+        }
+        let slices = [slice("s", "a", &endpoints)];
+        let verdicts = merged(&slices).verdicts_of_cluster(place);
+        assert_eq!(
+            verdicts.into_values().collect::<Vec<_>>(),
+            [
+                Verdict::Serves,
+                Verdict::HintedElsewhere,
+                Verdict::Terminating,
+                Verdict::Terminating,
+                Verdict::NotReady,
+            ]
+        );
     }
 }

@@ -21,6 +21,7 @@ pub mod config;
 pub mod diff;
 mod drain;
 mod endpoints;
+pub mod explain;
 pub mod kernel;
 mod marks;
 pub mod model;

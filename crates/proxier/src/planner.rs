@@ -13,6 +13,7 @@ use crate::{
     applied::Applied,
     config::Config,
     diff::{Circumstances, diff},
+    explain::{Explanation, explain},
     model::{Change, ObjectName},
     plan::{NodeFacts, Plan, plan},
     step::{Key, RealServer, Step},
@@ -136,6 +137,15 @@ impl Planner {
                 node: &self.config.node_name,
             },
         )
+    }
+
+    /// Why the Service `name` is programmed as it is; nothing if the source has sent no such Service.
+    pub fn explain(&self, name: &ObjectName) -> Option<Explanation> {
+        let service = self.store.service(name)?;
+        let slices = self.store.slices(name);
+        let mut explanation = explain(service, slices, &self.node, &self.config);
+        explanation.conflicts = self.wanted.conflicts(name);
+        Some(explanation)
     }
 
     /// How long real servers of the virtual server `server` may drain: what its Service says, else the operator.
