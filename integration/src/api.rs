@@ -1,17 +1,25 @@
 //! What the tests do with an API server: apply and delete objects that are given as YAML.
 
+use std::net::IpAddr;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, TypeMeta};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, TypeMeta,
+};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::{Context, Error, Result};
 
 /// The name of the Service that the server makes itself.
 const OWN: &str = "kubernetes";
+
+/// How many objects are made at once, where there are many.
+const CONCURRENT: usize = 32;
 
 /// A client of one API server. Its calls block.
 pub struct Client {
@@ -62,6 +70,36 @@ impl Client {
             applied.api(format!("apply {name}"))?;
         }
         Ok(())
+    }
+
+    /// Makes many objects, which must not be there yet.
+    ///
+    /// # Errors
+    /// The server refuses one.
+    pub fn create_all(&self, objects: impl IntoIterator<Item = DynamicObject>) -> Result<()> {
+        let create = |object: DynamicObject| async move {
+            let (api, name) = self.named(&object)?;
+            let created = api.create(&PostParams::default(), &object).await;
+            created.map(drop).api(format!("create {name}"))
+        };
+        let all = stream::iter(objects).map(create).buffer_unordered(CONCURRENT);
+        self.runtime.block_on(all.try_collect())
+    }
+
+    /// Replaces the address of a slice's first endpoint.
+    ///
+    /// # Errors
+    /// There is no such slice.
+    pub fn replace_endpoint(&self, slice: &str, address: IpAddr) -> Result<()> {
+        let slices = Api::<EndpointSlice>::namespaced(self.client.clone(), "default");
+        let replaced = self.runtime.block_on(async {
+            let mut found = slices.get(slice).await?;
+            if let Some(endpoint) = found.endpoints.iter_mut().flatten().next() {
+                endpoint.addresses = vec![address.to_string()];
+            }
+            slices.replace(slice, &PostParams::default(), &found).await
+        });
+        replaced.map(drop).api(format!("replace {slice}"))
     }
 
     /// Deletes the objects of a YAML text, of which only the kinds and the names matter here.
@@ -161,6 +199,11 @@ impl Client {
         };
         Ok((api, name))
     }
+}
+
+/// An object of any kind, from its JSON.
+pub(crate) fn object(json: Value) -> Result<DynamicObject> {
+    serde_json::from_value(json).api("read an object")
 }
 
 /// The objects of a YAML text with one document or more.

@@ -61,8 +61,19 @@ pub fn command(arguments: &[&str]) -> Command {
 /// Cargo cannot be started, the build failed (the compiler's messages are on standard error), or the package has no
 /// such program.
 pub fn program(package: &str, name: &str) -> Result<PathBuf> {
-    let arguments = ["build", "--package", package, "--bin", name];
-    let built = step(&format!("building {name}"), || artifacts(&arguments))?;
+    build(name, &["build", "--package", package, "--bin", name])
+}
+
+/// The same, as it is released.
+///
+/// # Errors
+/// As of [`program`].
+pub fn released_program(package: &str, name: &str) -> Result<PathBuf> {
+    build(name, &["build", "--release", "--package", package, "--bin", name])
+}
+
+fn build(name: &str, arguments: &[&str]) -> Result<PathBuf> {
+    let built = step(&format!("building {name}"), || artifacts(arguments))?;
     let built = built.into_iter().find_map(|artifact| artifact.executable);
     built.ok_or_else(|| Error::Unavailable(format!("cargo built no {name}")))
 }

@@ -52,6 +52,12 @@ impl KubeProxy {
         })
     }
 
+    /// The process's number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has said so far.
     ///
     /// # Errors

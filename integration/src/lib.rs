@@ -25,6 +25,7 @@
 //! proxiers   the proxiers that are compared: ours and upstream's
 //! observe    what a proxier has made of an API server's objects
 //! manifest   short ways to write objects
+//! bench      what a proxier costs
 //! ```
 //!
 //! Everything that was fetched or made is kept under `target/lab`; once it is there, no network is needed.
@@ -38,6 +39,7 @@ mod progress;
 
 pub mod api;
 pub mod apiserver;
+pub mod bench;
 pub mod cargo;
 pub mod cluster;
 pub mod go;

@@ -5,16 +5,20 @@
 //! the node has no address more than the topology says.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::pipe;
+use serde::{Deserialize, Serialize};
 
 use crate::api::Client;
 use crate::apiserver::{ApiServer, HOST_OF_GUEST};
+use crate::bench::load::{self, Load};
 use crate::error::{Context, Error, Result};
 use crate::guest::Guest;
 use crate::namespace::Namespace;
@@ -50,42 +54,41 @@ pub fn run(
     })
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a guest asks the host to do, each a connection with a line of JSON there and a line back: nothing, or what
+/// failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Order {
+    /// Kill the API server and its database.
     Kill,
+    /// Start both again.
     Resume,
+    /// Make the objects of a load.
+    Load(Load),
+    /// Replace the first endpoint of the load's Service with this number.
+    Replace(usize, IpAddr),
+    /// Take no more orders.
     End,
 }
 
-impl Order {
-    const ALL: [Self; 3] = [Self::Kill, Self::Resume, Self::End];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Kill => "kill",
-            Self::Resume => "resume",
-            Self::End => "end",
-        }
-    }
-}
-
-/// Carries out the orders of a guest, each a connection with one line there and one back: nothing, or what failed.
+/// Carries out the orders of a guest.
 fn obey(control: &TcpListener, server: &mut ApiServer) {
+    let mut made = Load::default();
     for connection in control.incoming().flatten() {
         let mut line = String::new();
         // Whoever says nothing orders nothing.
         let _ = BufReader::new(&connection).read_line(&mut line);
-        let order = Order::ALL
-            .into_iter()
-            .find(|order| order.word() == line.trim_end());
-        let done = match order {
-            Some(Order::Kill) => {
+        let done = match serde_json::from_str(&line) {
+            Ok(Order::Kill) => {
                 server.kill();
                 Ok(())
             }
-            Some(Order::Resume) => server.resume(),
-            Some(Order::End) => return,
-            None => Err(Error::Unavailable(format!("no such order: {line}"))),
+            Ok(Order::Resume) => server.resume(),
+            Ok(Order::Load(load)) => make(server, load, &mut made),
+            Ok(Order::Replace(service, address)) => server
+                .client()
+                .and_then(|client| client.replace_endpoint(&load::name(service), address)),
+            Ok(Order::End) => return,
+            Err(error) => Err(Error::Unavailable(format!("no such order: {error}"))),
         };
         let answer = done.map_or_else(|error| error.to_string().replace('\n', " "), |()| String::new());
         // The guest may be gone.
@@ -93,14 +96,20 @@ fn obey(control: &TcpListener, server: &mut ApiServer) {
     }
 }
 
+fn make(server: &ApiServer, load: Load, made: &mut Load) -> Result<()> {
+    load.create(&server.client()?, *made)?;
+    *made = load;
+    Ok(())
+}
+
 fn order(control: SocketAddr, order: Order) -> Result<()> {
     let mut answer = String::new();
     let mut ask = || {
         let mut connection = TcpStream::connect(control)?;
-        writeln!(connection, "{}", order.word())?;
+        writeln!(connection, "{}", serde_json::to_string(&order)?)?;
         connection.read_to_string(&mut answer)
     };
-    ask().context(|| format!("{} the API server", order.word()))?;
+    ask().context(|| format!("give the host the order {order:?}"))?;
     match answer.trim_end() {
         "" => Ok(()),
         failed => Err(Error::Unavailable(failed.to_owned())),
@@ -112,6 +121,7 @@ fn order(control: SocketAddr, order: Order) -> Result<()> {
 pub struct Uplink {
     client: Client,
     control: SocketAddr,
+    arrivals: Arrivals,
     _forwards: [Forward; 2],
 }
 
@@ -121,28 +131,60 @@ impl Uplink {
     /// # Errors
     /// This is no guest with an API server, or the server cannot be reached.
     pub fn open(node: &Namespace) -> Result<Self> {
+        let uplink = Self::connect(node)?;
+        uplink.client.clear()?;
+        Ok(uplink)
+    }
+
+    /// Makes [`KUBECONFIG`] work here and in a node's namespace. The API server keeps its objects.
+    ///
+    /// # Errors
+    /// This is no guest with an API server.
+    pub fn connect(node: &Namespace) -> Result<Self> {
         let port = port(PORT)?;
         let server = (HOST_OF_GUEST, port).into();
         let kubeconfig = Path::new(KUBECONFIG);
         let kubeconfig = std::fs::read_to_string(kubeconfig).path("read", kubeconfig)?;
         let listen =
             || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context(|| "listen on the loopback".into());
-        let uplink = Self {
+        let arrivals = Arrivals::default();
+        Ok(Self {
             control: (HOST_OF_GUEST, self::port(CONTROL)?).into(),
             _forwards: [
-                Forward::start(listen()?, server)?,
-                Forward::start(node.enter(listen)?, server)?,
+                Forward::start(listen()?, server, Arrivals::default())?,
+                Forward::start(node.enter(listen)?, server, arrivals.clone())?,
             ],
+            arrivals,
             client: Client::new(&kubeconfig)?,
-        };
-        uplink.client.clear()?;
-        Ok(uplink)
+        })
     }
 
     /// A client of the server.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What the server says to the programs in the node's namespace.
+    #[must_use]
+    pub fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
+    /// Has the host make the objects of a load, as far as they are not there.
+    ///
+    /// # Errors
+    /// The API server refuses one.
+    pub fn load(&self, load: Load) -> Result<()> {
+        order(self.control, Order::Load(load))
+    }
+
+    /// Has the host replace the first endpoint of the load's Service with this number.
+    ///
+    /// # Errors
+    /// There is no such Service.
+    pub fn replace(&self, service: usize, address: IpAddr) -> Result<()> {
+        order(self.control, Order::Replace(service, address))
     }
 
     /// Kills the API server and its database.
@@ -171,6 +213,45 @@ fn port(variable: &str) -> Result<u16> {
     })
 }
 
+/// When the API server had something to say.
+#[derive(Debug, Clone, Default)]
+pub struct Arrivals(Arc<Mutex<Option<Instant>>>);
+
+impl Arrivals {
+    /// Forgets what came before.
+    pub fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    /// When the first bytes came since.
+    #[must_use]
+    pub fn first(&self) -> Option<Instant> {
+        *self.lock()
+    }
+
+    fn note(&self) {
+        self.lock().get_or_insert_with(Instant::now);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reader that takes note of the time when there is something to read.
+struct Noted<R> {
+    reader: R,
+    arrivals: Arrivals,
+}
+
+impl<R: Read> Read for Noted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.arrivals.note();
+        Ok(read)
+    }
+}
+
 /// Carries TCP connections from a listener to another address. It takes no more of them when this value goes; those
 /// that there are end with one of their ends.
 #[derive(Debug)]
@@ -181,7 +262,7 @@ struct Forward {
 }
 
 impl Forward {
-    fn start(listener: TcpListener, to: SocketAddr) -> Result<Self> {
+    fn start(listener: TcpListener, to: SocketAddr, arrivals: Arrivals) -> Result<Self> {
         let (stopped, stop) = pipe().context(|| "make a pipe".into())?;
         let thread = thread::spawn(move || {
             loop {
@@ -196,7 +277,7 @@ impl Forward {
                 }
                 // Where the server is away, the client finds its connection closed.
                 if let Ok((client, _)) = listener.accept() {
-                    let _ = TcpStream::connect(to).and_then(|server| join(client, server));
+                    let _ = TcpStream::connect(to).and_then(|server| join(client, server, &arrivals));
                 }
             }
         });
@@ -218,15 +299,22 @@ impl Drop for Forward {
 }
 
 /// Copies between two connections until both have ended.
-fn join(client: TcpStream, server: TcpStream) -> io::Result<()> {
-    for (mut from, mut to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
-        thread::spawn(move || {
-            // Either end may go at any time, which ends the other.
-            let _ = io::copy(&mut from, &mut to);
-            let _ = to.shutdown(Shutdown::Write);
-        });
-    }
+fn join(client: TcpStream, server: TcpStream, arrivals: &Arrivals) -> io::Result<()> {
+    let answers = Noted {
+        reader: server.try_clone()?,
+        arrivals: arrivals.clone(),
+    };
+    copy(client.try_clone()?, server);
+    copy(answers, client);
     Ok(())
+}
+
+fn copy(mut from: impl Read + Send + 'static, mut to: TcpStream) {
+    thread::spawn(move || {
+        // Either end may go at any time, which ends the other.
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Write);
+    });
 }
 
 #[cfg(test)]
@@ -238,7 +326,7 @@ mod tests {
         let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let (server, entry) = (listen(), listen());
         let at = entry.local_addr().unwrap();
-        let forward = Forward::start(entry, server.local_addr().unwrap()).unwrap();
+        let forward = Forward::start(entry, server.local_addr().unwrap(), Arrivals::default()).unwrap();
         let echo = thread::spawn(move || {
             let (mut connection, _) = server.accept().unwrap();
             let mut said = String::new();
@@ -271,6 +359,6 @@ mod tests {
         });
         let error = order(at, Order::Resume).unwrap_err().to_string();
         failed.join().unwrap();
-        assert!(error.contains("cannot resume"), "{error}");
+        assert!(error.contains("cannot \"Resume\""), "{error}");
     }
 }

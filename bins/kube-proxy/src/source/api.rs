@@ -101,6 +101,7 @@ pub(crate) async fn run(client: Client, node_name: &str, sink: Sink) {
         if time::timeout(NODE_PATIENCE, node_appears).await.is_err() {
             warn!("the API server has no Node {node_name:?} (see --hostname-override); going on without");
         }
+        info!("caches are synced");
         _ = sink.send(Change::Synced);
     };
     tokio::select! {

@@ -11,6 +11,8 @@ use integration::observe::{self, Observation};
 use integration::proxiers::{Proxier, UPSTREAM};
 use integration::{ApiServer, Error, Guest, Lab, Result, cargo, uplink};
 
+use crate::lines::Lines;
+
 /// The time that a guest has for all proxiers and steps.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
@@ -57,13 +59,13 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
         guest = guest.copy(file, &place);
         command.push(place);
     }
-    let mut output = Output::default();
+    let mut output = Lines::default();
     let status = uplink::run(&mut server, guest, &command, &mut output)?;
     if status != 0 {
         return Ok(status);
     }
     let mut steps: BTreeMap<usize, BTreeMap<Proxier, Observation>> = BTreeMap::new();
-    for line in &output.observations {
+    for line in &output.objects {
         let seen = observe::parse(line)?;
         steps.entry(seen.step).or_default().insert(seen.proxier, seen);
     }
@@ -88,34 +90,6 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
             source,
         })?;
     Ok(u8::from(unlike > 0))
-}
-
-/// What the guest says: observations, to be kept, and anything else, to be shown.
-#[derive(Default)]
-struct Output {
-    observations: Vec<String>,
-    /// A line of which the end is still to come.
-    rest: Vec<u8>,
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.rest.extend_from_slice(bytes);
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line);
-            if line.starts_with('{') {
-                self.observations.push(line.into_owned());
-            } else {
-                eprint!("{line}");
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// The lines that only one of both has.

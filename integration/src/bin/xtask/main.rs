@@ -1,7 +1,9 @@
 //! `cargo xtask`: the lab's commands.
 
+mod bench;
 mod compare;
 mod demo;
+mod lines;
 mod test;
 mod vm;
 
@@ -15,6 +17,7 @@ fn main() -> ExitCode {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([
+            bench::command(),
             compare::command(),
             demo::command(),
             test::command(),
@@ -22,6 +25,7 @@ fn main() -> ExitCode {
         ]);
     let matches = cli.get_matches();
     let result = match matches.subcommand() {
+        Some(("bench", arguments)) => bench::run(arguments),
         Some(("compare", arguments)) => compare::run(arguments),
         Some(("demo", arguments)) => demo::run(arguments),
         Some(("test", arguments)) => test::run(arguments),

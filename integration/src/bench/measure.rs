@@ -1,0 +1,322 @@
+//! One course, in the guest.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::bench::probe::{Probe, pause};
+use crate::bench::{Course, FirstSync, Load, Memory, Outcome};
+use crate::error::{Context, Error, Result};
+use crate::kube_proxy::KubeProxy;
+use crate::namespace::Namespace;
+use crate::proxiers::Proxier;
+use crate::topology::NODE;
+use crate::uplink::Uplink;
+
+/// Where upstream's kube-proxy tells its metrics.
+const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 10249);
+
+/// How long a proxier is left alone after its first synchronisation, until its memory is looked at.
+const REST: Duration = Duration::from_secs(5);
+
+/// How long upstream is left alone between two changes: twice of what it waits itself for more (its
+/// `minSyncPeriod`), so that no change has to wait for that.
+const BETWEEN_CHANGES: Duration = Duration::from_secs(2);
+
+/// The same for ours, which does not wait.
+const BETWEEN_OUR_CHANGES: Duration = Duration::from_millis(200);
+
+/// How long a change may take.
+const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+
+const SECONDS_OF_DAY: f64 = 86400.0;
+
+/// A node with nothing but an address, and the way to the API server.
+struct Node {
+    uplink: Uplink,
+    namespace: Namespace,
+}
+
+impl Node {
+    fn new() -> Result<Self> {
+        let namespace = Namespace::new("node")?;
+        namespace.ip(&format!(
+            "link add eth1 type dummy\n\
+             link set eth1 up\n\
+             address add {NODE}/24 dev eth1\n\
+             route add default via 192.168.10.1"
+        ))?;
+        namespace.sysctl("net.ipv4.ip_forward=1")?;
+        Ok(Self {
+            uplink: Uplink::connect(&namespace)?,
+            namespace,
+        })
+    }
+}
+
+/// A proxier at work, and what its first synchronisation took, unless that did not end in time.
+struct Started {
+    running: KubeProxy,
+    first_sync: Option<FirstSync>,
+}
+
+/// Has each proxier of these courses synchronise once without any Services, so that the kernel's modules are loaded
+/// and the programs have been read.
+///
+/// # Errors
+/// One does not run.
+pub fn warm_up(courses: &[Course]) -> Result<()> {
+    let proxiers: BTreeSet<_> = courses.iter().map(|course| course.proxier).collect();
+    for proxier in proxiers {
+        let node = Node::new()?;
+        node.uplink.load(Load::default())?;
+        let course = Course {
+            proxier,
+            load: Load::default(),
+            starts: 1,
+            changes: 0,
+            idle: 0,
+            patience: CHANGE_LIMIT.as_secs(),
+        };
+        start(&course, &node)?;
+    }
+    Ok(())
+}
+
+/// Runs a course.
+///
+/// # Errors
+/// A proxier does not run, or has not programmed what it says.
+pub fn run(course: &Course) -> Result<Outcome> {
+    let mut outcome = Outcome {
+        course: *course,
+        first_syncs: Vec::new(),
+        changes: Vec::new(),
+        memory: None,
+        idle: None,
+    };
+    for number in 1..=course.starts {
+        let node = Node::new()?;
+        node.uplink.load(course.load)?;
+        let started = start(course, &node)?;
+        outcome.first_syncs.extend(started.first_sync);
+        if number == course.starts {
+            thread::sleep(REST);
+            outcome.memory = Some(memory(&started.running)?);
+            if started.first_sync.is_some() {
+                outcome.changes = changes(course, &node)?;
+                if course.idle > 0 {
+                    outcome.idle = Some(idle(&started.running, course.idle)?);
+                }
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+fn start(course: &Course, node: &Node) -> Result<Started> {
+    let log = log_file();
+    let began = Instant::now();
+    let start = time_of_day();
+    let running = course.proxier.start(&node.namespace, &log)?;
+    let limit = Duration::from_secs(course.patience);
+    let done = loop {
+        match completed(course.proxier, &node.namespace, &running)? {
+            None if began.elapsed() < limit => {
+                thread::sleep(pause(began.elapsed()).max(Duration::from_millis(20)))
+            }
+            done => break done,
+        }
+    };
+    let Some(done) = done else {
+        return Ok(Started {
+            running,
+            first_sync: None,
+        });
+    };
+    let caches = caches_synced(&running.log()?)?;
+    let complete = Probe::new(&node.namespace, course.proxier)?.complete(course.load)?;
+    if complete != course.load.services {
+        return Err(Error::Unavailable(format!(
+            "{} says that it is done, and has programmed {complete} of {} Services",
+            course.proxier, course.load.services
+        )));
+    }
+    Ok(Started {
+        running,
+        first_sync: Some(FirstSync {
+            from_start: between(start, done),
+            from_caches: between(caches, done),
+        }),
+    })
+}
+
+/// The time of day at which all objects were programmed for the first time, if they are.
+fn completed(proxier: Proxier, node: &Namespace, running: &KubeProxy) -> Result<Option<f64>> {
+    if proxier == Proxier::Ours {
+        return Ok(last_said(&running.log()?, &["in sync"]));
+    }
+    // Nobody answers at first.
+    let metrics = node.enter(|| fetch().context(|| "ask for metrics".into()));
+    let name = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} ";
+    let done = metrics.ok().and_then(|metrics| {
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().parse::<f64>().ok()
+    });
+    Ok(done.filter(|done| *done > 0.0).map(|done| done % SECONDS_OF_DAY))
+}
+
+fn fetch() -> std::io::Result<String> {
+    let mut connection = TcpStream::connect(METRICS)?;
+    connection.set_read_timeout(Some(CHANGE_LIMIT))?;
+    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// The time of day at which a proxier had all Services and slices.
+fn caches_synced(log: &str) -> Result<f64> {
+    let said = last_said(log, &["aches are synced"]);
+    said.ok_or_else(|| {
+        Error::Unavailable(format!(
+            "nothing is said of the caches in\n{}",
+            crate::process::last_lines(log, 20)
+        ))
+    })
+}
+
+/// When a log says a text for the last time: seconds since midnight, out of klog's
+/// `I1121 02:22:44.028733    1041 main.rs:64] text`.
+fn last_said(log: &str, texts: &[&str]) -> Option<f64> {
+    let mut lines = log.lines().rev();
+    let line = lines.find(|line| texts.iter().any(|text| line.contains(text)))?;
+    let mut parts = line.split_whitespace().nth(1)?.split(':');
+    let hours: f64 = parts.next()?.parse().ok()?;
+    let minutes: f64 = parts.next()?.parse().ok()?;
+    let seconds: f64 = parts.next()?.parse().ok()?;
+    Some(hours * 3600.0 + minutes * 60.0 + seconds)
+}
+
+fn time_of_day() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs_f64() % SECONDS_OF_DAY
+}
+
+/// Across midnight, too.
+fn between(start: f64, end: f64) -> f64 {
+    (end - start).rem_euclid(SECONDS_OF_DAY)
+}
+
+/// Replaces endpoints, and says how long each took from the node's hearing of it until the kernel has it.
+fn changes(course: &Course, node: &Node) -> Result<Vec<f64>> {
+    let mut probe = Probe::new(&node.namespace, course.proxier)?;
+    let mut times = Vec::new();
+    for number in 0..course.changes {
+        thread::sleep(match course.proxier {
+            Proxier::Ours => BETWEEN_OUR_CHANGES,
+            Proxier::UpstreamIpvs | Proxier::UpstreamNftables => BETWEEN_CHANGES,
+        });
+        // Spread over the Services.
+        let service = number * 7919 % course.load.services.max(1);
+        let address = IpAddr::from(replacement());
+        probe.forget();
+        node.uplink.arrivals().forget();
+        let done = thread::scope(|scope| {
+            let ordered = scope.spawn(|| node.uplink.replace(service, address));
+            let begun = Instant::now();
+            while node.uplink.arrivals().first().is_none() && begun.elapsed() < CHANGE_LIMIT {
+                thread::sleep(Duration::from_micros(500));
+            }
+            let done = probe.wait(service, address, CHANGE_LIMIT)?;
+            ordered
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok::<_, Error>(done)
+        })?;
+        let (Some(arrived), Some(done)) = (node.uplink.arrivals().first(), done) else {
+            return Err(Error::Unavailable(format!(
+                "{} has not programmed {address} of Service {service} in {} s",
+                course.proxier,
+                CHANGE_LIMIT.as_secs()
+            )));
+        };
+        times.push(done.duration_since(arrived).as_secs_f64());
+    }
+    Ok(times)
+}
+
+/// An address that was never an endpoint's before, in this boot.
+fn replacement() -> Ipv4Addr {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    Load::replacement(COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn memory(running: &KubeProxy) -> Result<Memory> {
+    let path = PathBuf::from(format!("/proc/{}/status", running.id()));
+    let status = fs::read_to_string(&path).path("read", &path)?;
+    let value = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        value.split_whitespace().next()?.parse().ok()
+    };
+    let memory = || {
+        Some(Memory {
+            resident: value("VmRSS:")?,
+            peak: value("VmHWM:")?,
+        })
+    };
+    memory().ok_or_else(|| Error::Unavailable(format!("{} says nothing of memory", path.display())))
+}
+
+/// Processor time for each second of doing nothing.
+fn idle(running: &KubeProxy, seconds: u64) -> Result<f64> {
+    let before = processor_time(running)?;
+    thread::sleep(Duration::from_secs(seconds));
+    Ok((processor_time(running)? - before) / seconds as f64)
+}
+
+/// What a process and its threads have used so far, in seconds.
+fn processor_time(running: &KubeProxy) -> Result<f64> {
+    let tasks = PathBuf::from(format!("/proc/{}/task", running.id()));
+    let mut nanoseconds = 0.0;
+    for task in fs::read_dir(&tasks).path("read", &tasks)?.flatten() {
+        // A thread may end meanwhile.
+        let used = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        let used = used
+            .split_whitespace()
+            .next()
+            .and_then(|used| used.parse::<f64>().ok());
+        nanoseconds += used.unwrap_or_default();
+    }
+    Ok(nanoseconds / 1e9)
+}
+
+/// A new file for what a proxier says.
+fn log_file() -> PathBuf {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    PathBuf::from(format!(
+        "/tmp/proxier-{}.log",
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_says_when() {
+        let log = "I1121 23:59:59.500000    1041 main.rs:64] caches are synced\n\
+                   I1122 00:00:00.250000    1041 main.rs:65] in sync\n";
+        let caches = caches_synced(log).unwrap();
+        assert_eq!(caches, 86399.5);
+        assert_eq!(between(caches, last_said(log, &["in sync"]).unwrap()), 0.75);
+        assert_eq!(last_said(log, &["done"]), None);
+    }
+}

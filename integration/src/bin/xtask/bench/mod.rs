@@ -1,0 +1,362 @@
+//! `cargo xtask bench`: what ours costs beside upstream's, on the same objects, in one boot.
+
+mod row;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use integration::bench::{Course, FirstSync, Load, Outcome};
+use integration::go::{Go, Program};
+use integration::kernel::Series;
+use integration::proxiers::{Proxier, UPSTREAM};
+use integration::{ApiServer, Error, Guest, Lab, Result, cargo, uplink};
+
+use self::row::{Row, Target};
+use crate::lines::Lines;
+
+/// The time that a guest has for all courses.
+const LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
+
+/// How long upstream's mode ipvs may take for its first synchronisation, in seconds.
+const PATIENCE: u64 = 20 * 60;
+
+pub(crate) fn command() -> Command {
+    Command::new("bench")
+        .about("Measure ours beside upstream's kube-proxy, in modes ipvs and nftables, on the same objects")
+        .after_help(
+            "Only ratios mean anything: the guest's processor is emulated where there is no KVM. The exit status\n\
+             says whether everything could be measured, not whether the targets are met.",
+        )
+        .arg(
+            Arg::new("quick")
+                .long("quick")
+                .action(ArgAction::SetTrue)
+                .help("Fewer sizes and repetitions: some minutes"),
+        )
+        .arg(
+            Arg::new("json")
+                .long("json")
+                .action(ArgAction::SetTrue)
+                .help("Print one JSON object a row instead of the table"),
+        )
+        .arg(
+            Arg::new("kernel")
+                .long("kernel")
+                .value_name("SERIES")
+                .value_parser(value_parser!(Series))
+                .help("Kernel series: 6.1 or 6.12 [default: 6.12]"),
+        )
+        .arg(
+            Arg::new("services")
+                .long("services")
+                .value_name("COUNT")
+                .value_parser(value_parser!(usize))
+                .help("Run with this many Services of 10 endpoints only, to see that everything works"),
+        )
+}
+
+pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
+    let courses = match arguments.get_one("services") {
+        Some(services) => trial(*services),
+        None if arguments.get_flag("quick") => quick(),
+        None => full(),
+    };
+    let go = Go::find()?;
+    let upstream = go.build(&Lab::open()?, Program::KubeProxy)?;
+    let ours = cargo::released_program("kube-proxy", "kube-proxy")?;
+    let outcomes = take(
+        &courses,
+        &go,
+        &ours,
+        &upstream,
+        arguments.get_one("kernel").copied(),
+    )?;
+    let mut rows = compare(&outcomes);
+    rows.push(binary_size(&ours, &upstream)?);
+    let text = if arguments.get_flag("json") {
+        rows.iter()
+            .map(|row| serde_json::to_string(row).unwrap_or_default() + "\n")
+            .collect()
+    } else {
+        row::table(&rows)
+    };
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|source| Error::Io {
+            action: "write the table".into(),
+            source,
+        })?;
+    Ok(0)
+}
+
+/// Has all courses run in one boot.
+fn take(
+    courses: &[Course],
+    go: &Go,
+    ours: &Path,
+    upstream: &Path,
+    series: Option<Series>,
+) -> Result<Vec<Outcome>> {
+    let driver = cargo::program("integration", "bench")?;
+    let mut server = ApiServer::start(go)?;
+    let guest = Guest::prepare(series)?
+        .limit(LIMIT)
+        .copy(ours, "/usr/local/bin/kube-proxy")
+        .copy(upstream, Path::new("/usr/local/bin").join(UPSTREAM))
+        .copy(driver, "/usr/local/bin/bench");
+    let courses = courses
+        .iter()
+        .map(|course| serde_json::to_string(course).unwrap_or_default());
+    let command: Vec<_> = std::iter::once("bench".to_owned()).chain(courses).collect();
+    let mut output = Lines::default();
+    let status = uplink::run(&mut server, guest, &command, &mut output)?;
+    if status != 0 {
+        return Err(Error::Unavailable(format!(
+            "the measurements ended with status {status}"
+        )));
+    }
+    output.objects.iter().map(|line| Outcome::parse(line)).collect()
+}
+
+const fn load(services: usize) -> Load {
+    Load {
+        services,
+        endpoints: 10,
+    }
+}
+
+const fn course(proxier: Proxier, services: usize) -> Course {
+    Course {
+        proxier,
+        load: load(services),
+        starts: 1,
+        changes: 0,
+        idle: 0,
+        patience: PATIENCE,
+    }
+}
+
+/// A little of everything.
+fn trial(services: usize) -> Vec<Course> {
+    let short = |proxier| Course {
+        starts: 2,
+        changes: 3,
+        idle: 5,
+        ..course(proxier, services)
+    };
+    Proxier::ALL.map(short).to_vec()
+}
+
+fn quick() -> Vec<Course> {
+    use Proxier::{Ours, UpstreamIpvs, UpstreamNftables};
+    vec![
+        Course {
+            starts: 5,
+            changes: 100,
+            idle: 60,
+            ..course(Ours, 200)
+        },
+        Course {
+            changes: 10,
+            idle: 60,
+            ..course(UpstreamIpvs, 200)
+        },
+        Course {
+            starts: 3,
+            changes: 10,
+            ..course(UpstreamNftables, 200)
+        },
+        Course {
+            starts: 3,
+            changes: 50,
+            ..course(Ours, 1000)
+        },
+        Course {
+            changes: 5,
+            ..course(UpstreamNftables, 1000)
+        },
+        // It does not come to an end, but has its objects.
+        Course {
+            patience: 30,
+            ..course(UpstreamIpvs, 1000)
+        },
+    ]
+}
+
+fn full() -> Vec<Course> {
+    use Proxier::{Ours, UpstreamIpvs, UpstreamNftables};
+    let repeated = |proxier, services| Course {
+        starts: 5,
+        changes: 100,
+        ..course(proxier, services)
+    };
+    vec![
+        repeated(Ours, 100),
+        Course {
+            idle: 600,
+            ..repeated(Ours, 200)
+        },
+        Course {
+            starts: 5,
+            changes: 20,
+            idle: 600,
+            ..course(UpstreamIpvs, 200)
+        },
+        Course {
+            changes: 50,
+            ..repeated(UpstreamNftables, 200)
+        },
+        repeated(Ours, 1000),
+        Course {
+            changes: 50,
+            ..repeated(UpstreamNftables, 1000)
+        },
+        Course {
+            changes: 3,
+            ..course(UpstreamIpvs, 1000)
+        },
+        Course {
+            idle: 600,
+            ..repeated(Ours, 10_000)
+        },
+        Course {
+            changes: 10,
+            ..course(UpstreamNftables, 10_000)
+        },
+    ]
+}
+
+/// What there is to be said about these outcomes.
+fn compare(outcomes: &[Outcome]) -> Vec<Row> {
+    let of = |proxier, services| {
+        outcomes
+            .iter()
+            .find(|outcome| outcome.course.proxier == proxier && outcome.course.load.services == services)
+    };
+    let mut rows = Vec::new();
+    for theirs in outcomes {
+        let (peer, load) = (theirs.course.proxier, theirs.course.load);
+        let Some(ours) = of(Proxier::Ours, load.services).filter(|_| peer != Proxier::Ours) else {
+            continue;
+        };
+        rows.extend(pair(ours, theirs));
+    }
+    rows
+}
+
+/// Ours and a peer's, on the same objects.
+fn pair(ours: &Outcome, theirs: &Outcome) -> Vec<Row> {
+    use Proxier::{UpstreamIpvs, UpstreamNftables};
+    let (peer, load) = (theirs.course.proxier, theirs.course.load);
+    let size = format!("{} x {}", load.services, load.endpoints);
+    let name = peer.to_string();
+    let synced = |outcome: &Outcome, value: fn(&FirstSync) -> f64| -> Vec<f64> {
+        outcome.first_syncs.iter().map(value).collect()
+    };
+    let target = |peer: Proxier, of_ipvs: Target, of_nftables: Target| match peer {
+        UpstreamIpvs => of_ipvs,
+        UpstreamNftables => of_nftables,
+        Proxier::Ours => Target::None,
+    };
+    let (from_caches, from_start, change, memory) = match load.services {
+        200 => (
+            target(peer, Target::Times(120.0), Target::Times(7.0)),
+            target(peer, Target::Times(25.0), Target::Times(5.0)),
+            target(peer, Target::Times(500.0), Target::None),
+            Target::None,
+        ),
+        1000 => (
+            target(peer, Target::Times(300.0), Target::Times(5.0)),
+            Target::None,
+            target(peer, Target::None, Target::Times(250.0)),
+            target(peer, Target::Times(6.0), Target::None),
+        ),
+        _ => (Target::None, Target::None, Target::None, Target::None),
+    };
+    let mut rows = Vec::new();
+    let mut add = |what: &str, ours: &[f64], theirs: &[f64], target| {
+        if !theirs.is_empty() {
+            rows.push(Row::new(format!("{what}, {size}"), &name, ours, theirs, target));
+        }
+    };
+    for (what, value, target) in [
+        (
+            "first sync from caches synced [s]",
+            (|sync| sync.from_caches) as fn(&FirstSync) -> f64,
+            from_caches,
+        ),
+        (
+            "first sync from process start [s]",
+            |sync| sync.from_start,
+            from_start,
+        ),
+    ] {
+        add(what, &synced(ours, value), &synced(theirs, value), target);
+    }
+    let mebibytes = |outcome: &Outcome, peak: bool| -> Vec<f64> {
+        let memory = outcome
+            .memory
+            .map(|memory| if peak { memory.peak } else { memory.resident });
+        memory
+            .map(|kibibytes| kibibytes as f64 / 1024.0)
+            .into_iter()
+            .collect()
+    };
+    add(
+        "resident memory [MiB]",
+        &mebibytes(ours, false),
+        &mebibytes(theirs, false),
+        memory,
+    );
+    add(
+        "peak memory [MiB]",
+        &mebibytes(ours, true),
+        &mebibytes(theirs, true),
+        Target::None,
+    );
+    let idle = |outcome: &Outcome| -> Vec<f64> { outcome.idle.into_iter().collect() };
+    add(
+        "processor time when idle [s/s]",
+        &idle(ours),
+        &idle(theirs),
+        Target::None,
+    );
+    if !theirs.changes.is_empty() {
+        let what = |which: &str| format!("one endpoint changes, {which} [s], {size}");
+        rows.push(Row::new(
+            what("median"),
+            &name,
+            &ours.changes,
+            &theirs.changes,
+            change,
+        ));
+        rows.push(Row::worst(
+            what("p99"),
+            &name,
+            &ours.changes,
+            &theirs.changes,
+            change,
+        ));
+    }
+    rows
+}
+
+fn binary_size(ours: &Path, upstream: &Path) -> Result<Row> {
+    let mebibytes = |path: &Path| {
+        let metadata = std::fs::metadata(path).map_err(|source| Error::Io {
+            action: format!("find {}", path.display()),
+            source,
+        });
+        Ok::<_, Error>(metadata?.len() as f64 / 1e6)
+    };
+    let what = "size of the binary [MB]";
+    Ok(Row::new(
+        what,
+        "upstream",
+        &[mebibytes(ours)?],
+        &[mebibytes(upstream)?],
+        Target::None,
+    ))
+}

@@ -1,0 +1,229 @@
+//! A comparison: what was measured of ours, and of what it is compared with.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// A line of the table.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    /// What was measured, with its unit.
+    pub(crate) what: String,
+    /// With what ours is compared.
+    pub(crate) peer: String,
+    /// The median of ours.
+    pub(crate) ours: Option<f64>,
+    /// The median of the peer's.
+    pub(crate) theirs: Option<f64>,
+    /// One by the other, as the target has it.
+    pub(crate) ratio: Option<f64>,
+    /// What the ratio is to be.
+    pub(crate) target: Target,
+    /// Whether it is. Nothing where there is no target, or something could not be measured.
+    pub(crate) met: Option<bool>,
+    /// How many values there are of ours, and of the peer's.
+    pub(crate) runs: [usize; 2],
+    /// The least and the greatest value of ours, and of the peer's.
+    pub(crate) spread: [Option<[f64; 2]>; 2],
+}
+
+/// What a ratio is to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Target {
+    /// The peer's value by ours is to be at least this: so many times faster, or smaller.
+    Times(f64),
+    /// No ratio is asked for; the peer's value by ours is told.
+    None,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Times(times) => write!(f, "theirs/ours >= {times}"),
+            Self::None => f.write_str("-"),
+        }
+    }
+}
+
+impl Serialize for Target {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Row {
+    /// Compares what was measured. Without values of one side there is no ratio.
+    pub(crate) fn new(
+        what: impl Into<String>,
+        peer: impl Into<String>,
+        ours: &[f64],
+        theirs: &[f64],
+        target: Target,
+    ) -> Self {
+        Self::of(what, peer, (median(ours), median(theirs)), (ours, theirs), target)
+    }
+
+    /// The same of the 99th percentiles.
+    pub(crate) fn worst(
+        what: impl Into<String>,
+        peer: impl Into<String>,
+        ours: &[f64],
+        theirs: &[f64],
+        target: Target,
+    ) -> Self {
+        let worst = |values| quantile(values, 0.99);
+        Self::of(what, peer, (worst(ours), worst(theirs)), (ours, theirs), target)
+    }
+
+    fn of(
+        what: impl Into<String>,
+        peer: impl Into<String>,
+        (ours, theirs): (Option<f64>, Option<f64>),
+        (our_values, their_values): (&[f64], &[f64]),
+        target: Target,
+    ) -> Self {
+        let ratio = ours.zip(theirs).map(|(ours, theirs)| theirs / ours);
+        let met = ratio.and_then(|ratio| match target {
+            Target::Times(times) => Some(ratio >= times),
+            Target::None => None,
+        });
+        Self {
+            what: what.into(),
+            peer: peer.into(),
+            ours,
+            theirs,
+            ratio,
+            target,
+            met,
+            runs: [our_values.len(), their_values.len()],
+            spread: [range(our_values), range(their_values)],
+        }
+    }
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    quantile(values, 0.5)
+}
+
+/// The value below which this part of the values lies, or the nearest to it.
+fn quantile(values: &[f64], part: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().checked_sub(1)?;
+    let index = (part * last as f64).round() as usize;
+    sorted.get(index).copied()
+}
+
+fn range(values: &[f64]) -> Option<[f64; 2]> {
+    Some([
+        values.iter().copied().min_by(f64::total_cmp)?,
+        values.iter().copied().max_by(f64::total_cmp)?,
+    ])
+}
+
+/// All rows, in Markdown.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let mut cells = vec![
+        [
+            "what", "peer", "ours", "theirs", "ratio", "target", "met", "runs", "spread",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
+    cells.extend(rows.iter().map(Row::cells));
+    let widths: Vec<_> = (0..9)
+        .map(|column| {
+            let lengths = cells
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.len());
+            lengths.max().unwrap_or_default()
+        })
+        .collect();
+    let rule = widths.iter().map(|width| "-".repeat(*width)).collect();
+    cells.insert(1, rule);
+    cells
+        .iter()
+        .map(|row| {
+            let padded: Vec<_> = std::iter::zip(row, &widths)
+                .map(|(cell, width)| format!("{cell:width$}"))
+                .collect();
+            format!("| {} |\n", padded.join(" | "))
+        })
+        .collect()
+}
+
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), significant);
+        let [ours, theirs] = self
+            .spread
+            .map(|range| range.map_or("-".to_owned(), |[low, high]| between(low, high)));
+        vec![
+            self.what.clone(),
+            self.peer.clone(),
+            number(self.ours),
+            number(self.theirs),
+            number(self.ratio),
+            self.target.to_string(),
+            match self.met {
+                Some(true) => "yes",
+                Some(false) => "NO",
+                None => "-",
+            }
+            .to_owned(),
+            format!("{}, {}", self.runs[0], self.runs[1]),
+            format!("{ours}, {theirs}"),
+        ]
+    }
+}
+
+fn between(low: f64, high: f64) -> String {
+    let (low, high) = (significant(low), significant(high));
+    if low == high {
+        low
+    } else {
+        format!("{low} to {high}")
+    }
+}
+
+/// Three digits, as more are noise.
+fn significant(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let digits = 2 - value.abs().log10().floor() as i32;
+    format!("{value:.*}", usize::try_from(digits).unwrap_or_default().min(9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_the_medians_and_held_against_the_target() {
+        let faster = Row::new("x [s]", "y", &[3.0, 1.0, 2.0], &[240.0], Target::Times(120.0));
+        assert_eq!(
+            (faster.ours, faster.ratio, faster.met),
+            (Some(2.0), Some(120.0), Some(true))
+        );
+        assert_eq!(faster.spread, [Some([1.0, 3.0]), Some([240.0, 240.0])]);
+        let slower = Row::new("x [s]", "y", &[3.0], &[240.0], Target::Times(120.0));
+        assert_eq!(slower.met, Some(false));
+        let missing = Row::new("x [s]", "y", &[1.3], &[], Target::Times(2.0));
+        assert_eq!((missing.ratio, missing.met), (None, None));
+    }
+
+    #[test]
+    fn numbers_have_three_digits() {
+        let texts = [0.0, 0.001234, 1.0, 12.345, 1234.0].map(significant);
+        assert_eq!(texts, ["0", "0.00123", "1.00", "12.3", "1234"]);
+    }
+
+    #[test]
+    fn the_worst_is_the_99th_percentile() {
+        let values: Vec<_> = (1..=1000).map(f64::from).collect();
+        assert_eq!(quantile(&values, 0.99), Some(990.0));
+        assert_eq!(quantile(&values[..3], 0.99), Some(3.0));
+    }
+}
