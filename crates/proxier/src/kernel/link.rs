@@ -178,6 +178,15 @@ impl Link {
         self.find().await?.map(|_| true).ok_or(Error::NoLink)
     }
 
+    /// Whether there is a kube-ipvs0.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Netlink`] if the kernel does not say.
+    pub async fn exists(&mut self) -> Result<bool, Error> {
+        Ok(self.find().await?.is_some())
+    }
+
     /// Deletes kube-ipvs0, if it is there.
     ///
     /// # Errors

@@ -80,12 +80,7 @@ impl Linux {
             info!("sysctl {change}");
         }
         set_timeouts(&mut ipvs, config.timeouts).await?;
-        let ruleset = Ruleset {
-            masquerade_bit: config.masquerade_bit,
-            masquerade_all: config.masquerade_all,
-            local_detector: config.local_detector.clone(),
-            fully_random: true,
-        };
+        let ruleset = ruleset(config);
         let mut supported = Vec::new();
         for family in families {
             match netfilter.ensure_base(family, &ruleset).await {
@@ -107,19 +102,60 @@ impl Linux {
         })
     }
 
+    /// Reads what the kernel holds, and compares what all Services share with what [`prepare`](Self::prepare)
+    /// would make of it: each difference is a sentence. Nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// Something could not be read.
+    pub async fn inspect(config: &Config) -> Result<(Observed, Vec<String>), Error> {
+        let mut kernel = Self {
+            ipvs: Handle::connect().await?,
+            netfilter: Netfilter::connect()?,
+            link: Link::connect()?,
+            families: families(),
+            ruleset: ruleset(config),
+        };
+        let mut differences = Vec::new();
+        for family in &kernel.families {
+            if !kernel.netfilter.has_base(*family, &kernel.ruleset).await? {
+                differences.push(format!(
+                    "the nftables table for {family} is missing, or not as we make it"
+                ));
+            }
+        }
+        if !kernel.link.exists().await? {
+            differences.push(format!("the link {} is missing", link::SERVICE_LINK));
+        }
+        let ipv6 = kernel.families.contains(&Family::Inet6);
+        let sysctls = sysctl::plan(KernelVersion::current(), config.strict_arp, ipv6);
+        differences.extend(
+            sysctl::differing(&sysctls)
+                .map(|sysctl| format!("sysctl {} is not {}", sysctl.name, sysctl.value)),
+        );
+        Ok((kernel.holds().await?, differences))
+    }
+
     async fn read(&mut self) -> Result<Observed, Error> {
+        for family in &self.families {
+            if self.netfilter.ensure_base(*family, &self.ruleset).await? {
+                warn!("the nftables table for {family} had been changed, and is ours again");
+            }
+        }
+        if self.link.ensure().await? {
+            warn!("{} had gone, and is back", link::SERVICE_LINK);
+        }
+        self.holds().await
+    }
+
+    /// Everything that concerns Services.
+    async fn holds(&mut self) -> Result<Observed, Error> {
         let mut observed = Observed {
             families: self.families.clone(),
             ..Observed::default()
         };
         for family in &self.families {
-            if self.netfilter.ensure_base(*family, &self.ruleset).await? {
-                warn!("the nftables table for {family} had been changed, and is ours again");
-            }
             observed.elements.extend(self.netfilter.elements(*family).await?);
-        }
-        if self.link.ensure().await? {
-            warn!("{} had gone, and is back", link::SERVICE_LINK);
         }
         let addresses = self.link.addresses().await?;
         (observed.own_addresses, observed.addresses) = (addresses.node, addresses.service);
@@ -128,6 +164,15 @@ impl Linux {
             .map(|(entry, destinations)| (entry.service, destinations.iter().map(destination).collect()))
             .collect();
         Ok(observed)
+    }
+}
+
+fn ruleset(config: &Config) -> Ruleset {
+    Ruleset {
+        masquerade_bit: config.masquerade_bit,
+        masquerade_all: config.masquerade_all,
+        local_detector: config.local_detector.clone(),
+        fully_random: true,
     }
 }
 

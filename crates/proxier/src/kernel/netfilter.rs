@@ -353,10 +353,10 @@ impl Netfilter {
     /// [`Error::NotSupported`] if the kernel lacks the family. Nothing has changed after an error whose outcome
     /// is known.
     pub async fn ensure_base(&mut self, family: Family, ruleset: &Ruleset) -> Result<bool, Error> {
-        let base = Base::new(family, ruleset);
-        if self.rules(family).await? == base.comments() {
+        if self.has_base(family, ruleset).await? {
             return Ok(false);
         }
+        let base = Base::new(family, ruleset);
         let elements = self.elements(family).await?;
         let add = elements
             .into_iter()
@@ -369,6 +369,15 @@ impl Netfilter {
         )
         .await?;
         Ok(true)
+    }
+
+    /// Whether the table of a family, its sets, chains and rules, are there as `ruleset` wants them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSupported`] if the kernel lacks the family.
+    pub async fn has_base(&mut self, family: Family, ruleset: &Ruleset) -> Result<bool, Error> {
+        Ok(self.rules(family).await? == Base::new(family, ruleset).comments())
     }
 
     /// The elements of a family's sets, sorted; none, if there is no table.

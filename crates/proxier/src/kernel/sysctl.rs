@@ -135,6 +135,14 @@ pub fn ensure(sysctls: &[Sysctl]) -> Result<Vec<Change>, Error> {
     ensure_in(Path::new(ROOT), sysctls)
 }
 
+/// The settings that are not what they are to be.
+pub fn differing(sysctls: &[Sysctl]) -> impl Iterator<Item = &Sysctl> {
+    sysctls.iter().filter(|sysctl| {
+        let value = fs::read_to_string(path(Path::new(ROOT), sysctl.name));
+        !value.is_ok_and(|value| value.trim() == sysctl.value.to_string())
+    })
+}
+
 fn ensure_in(root: &Path, sysctls: &[Sysctl]) -> Result<Vec<Change>, Error> {
     let mut changes = Vec::new();
     for sysctl in sysctls {
