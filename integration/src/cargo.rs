@@ -61,7 +61,7 @@ pub fn command(arguments: &[&str]) -> Command {
 /// Cargo cannot be started, the build failed (the compiler's messages are on standard error), or the package has no
 /// such program.
 pub fn program(package: &str, name: &str) -> Result<PathBuf> {
-    build(name, &["build", "--package", package, "--bin", name])
+    build(name, &["build", "--package", package, "--bin", name], &[])
 }
 
 /// The same, as it is released.
@@ -69,13 +69,40 @@ pub fn program(package: &str, name: &str) -> Result<PathBuf> {
 /// # Errors
 /// As of [`program`].
 pub fn released_program(package: &str, name: &str) -> Result<PathBuf> {
-    build(name, &["build", "--release", "--package", package, "--bin", name])
+    build(
+        name,
+        &["build", "--release", "--package", package, "--bin", name],
+        &[],
+    )
 }
 
-fn build(name: &str, arguments: &[&str]) -> Result<PathBuf> {
-    let built = step(&format!("building {name}"), || artifacts(arguments))?;
+fn build(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<PathBuf> {
+    let built = step(&format!("building {name}"), || artifacts(arguments, variables))?;
     let built = built.into_iter().find_map(|artifact| artifact.executable);
     built.ok_or_else(|| Error::Unavailable(format!("cargo built no {name}")))
+}
+
+/// The same, for one of Rust's targets, with these environment variables.
+///
+/// # Errors
+/// As of [`program`].
+pub fn cross_built_program(
+    package: &str,
+    name: &str,
+    target: &str,
+    variables: &[(&str, &str)],
+) -> Result<PathBuf> {
+    let arguments = [
+        "build",
+        "--release",
+        "--target",
+        target,
+        "--package",
+        package,
+        "--bin",
+        name,
+    ];
+    build(name, &arguments, variables)
 }
 
 /// All programs and tests of the workspace.
@@ -91,7 +118,7 @@ impl Workspace {
     /// Cargo cannot be started, or the build failed; the compiler's messages are on standard error.
     pub fn build() -> Result<Self> {
         let arguments = ["build", "--workspace", "--all-targets"];
-        let artifacts = step("building everything", || artifacts(&arguments))?;
+        let artifacts = step("building everything", || artifacts(&arguments, &[]))?;
         Ok(Self { artifacts })
     }
 
@@ -149,11 +176,12 @@ impl Artifact {
     }
 }
 
-fn artifacts(arguments: &[&str]) -> Result<Vec<Artifact>> {
+fn artifacts(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Vec<Artifact>> {
     let (options, rest) = arguments.split_at(1);
     let quiet = ["--quiet", "--message-format=json-render-diagnostics"];
     let arguments = [options, &quiet, rest].concat();
     let output = command(&arguments)
+        .envs(variables.iter().copied())
         .stderr(Stdio::inherit())
         .output()
         .context(|| "run cargo".into())?;

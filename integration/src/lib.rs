@@ -34,7 +34,6 @@ mod cpio;
 mod daemon;
 mod error;
 mod lab;
-mod process;
 mod progress;
 
 pub mod api;
@@ -53,6 +52,7 @@ pub mod manifest;
 pub mod namespace;
 pub mod observe;
 pub mod packages;
+pub mod process;
 pub mod proxiers;
 pub mod qemu;
 pub mod topology;

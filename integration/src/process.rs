@@ -6,7 +6,10 @@ use std::process::{Command, Output, Stdio};
 use crate::error::{Context, Error, Result};
 
 /// Runs a command to its end and gives its standard output; its failure is an error with what it said.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+///
+/// # Errors
+/// It cannot be started, or failed.
+pub fn output(command: &mut Command) -> Result<String> {
     let line = line(command);
     let output = command
         .stdin(Stdio::null())

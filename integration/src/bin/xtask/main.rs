@@ -4,6 +4,7 @@ mod bench;
 mod compare;
 mod demo;
 mod lines;
+mod package;
 mod test;
 mod vm;
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
             bench::command(),
             compare::command(),
             demo::command(),
+            package::command(),
             test::command(),
             vm::command(),
         ]);
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         Some(("bench", arguments)) => bench::run(arguments),
         Some(("compare", arguments)) => compare::run(arguments),
         Some(("demo", arguments)) => demo::run(arguments),
+        Some(("package", arguments)) => package::run(arguments),
         Some(("test", arguments)) => test::run(arguments),
         Some(("vm", arguments)) => vm::run(arguments),
         // clap lets nothing else through.
