@@ -37,7 +37,10 @@ const DRAIN_TIMEOUT: &str = "ipvs-proxier/drain-timeout";
 const WEIGHTS: &str = "ipvs-proxier/weights";
 const EXCLUDED_NODES: &str = "ipvs-proxier/excluded-nodes";
 
-const KNOWN: [&str; 7] = [
+/// Of EndpointSlices: when what made the endpoints change came about, in the form of RFC 3339.
+pub(crate) const LAST_CHANGE_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+const KNOWN: [&str; 8] = [
     SCHEDULER,
     KUBE_ROUTER_SCHEDULER,
     SCHEDULER_FLAGS,
@@ -45,6 +48,7 @@ const KNOWN: [&str; 7] = [
     DRAIN_TIMEOUT,
     WEIGHTS,
     EXCLUDED_NODES,
+    LAST_CHANGE_TRIGGER,
 ];
 
 /// The kernel's schedulers. A name that it does not know would cost the Service its virtual servers.

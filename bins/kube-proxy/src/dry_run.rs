@@ -13,7 +13,7 @@ pub(crate) fn operations(
 ) -> impl Iterator<Item = Operation> {
     let mut planner = Planner::new(config, vec![Family::Inet, Family::Inet6], own_addresses);
     changes.into_iter().for_each(|change| planner.take(change));
-    let keys = planner.plan_next(usize::MAX);
+    let keys = planner.plan_next(usize::MAX).keys;
     planner
         .steps_from(&Applied::default(), keys, &HashSet::new())
         .into_iter()

@@ -4,9 +4,12 @@
 //! fills in by default may be missing, because manifests come without one. A value that cannot be used costs
 //! the part of the object that it belongs to, and is told as a [`Problem`].
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{
+    borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime,
+};
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
     Resource,
@@ -521,7 +524,15 @@ impl EndpointSlice {
             service: service.into(),
             ports: self.ports(problems),
             endpoints: self.endpoints(is_ipv4, problems),
+            last_change_trigger: self.last_change_trigger(),
         })
+    }
+
+    /// Nobody depends on it, so what cannot be read is not there.
+    fn last_change_trigger(&self) -> Option<SystemTime> {
+        let annotations = self.metadata.annotations.as_ref()?;
+        let time: Timestamp = annotations.get(annotations::LAST_CHANGE_TRIGGER)?.parse().ok()?;
+        Some(time.into())
     }
 
     fn ports(&self, problems: &mut Problems) -> Vec<model::EndpointPort> {
@@ -749,6 +760,8 @@ fn items<T>(list: &Option<Vec<T>>) -> &[T] {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Converts an object of the metadata `{namespace: ns, name: n}`.
@@ -848,6 +861,25 @@ status:
                 overrides: None,
             }
         );
+    }
+
+    #[test]
+    fn the_time_of_a_slices_trigger_is_read_if_it_is_one() {
+        for (text, expected) in [
+            ("'2023-11-14T22:13:20.5Z'", Some(1_700_000_000_500)),
+            ("yesterday", None),
+        ] {
+            let yaml = format!(
+                "metadata: {{name: s, labels: {{{SERVICE_NAME}: web}}, annotations: {{{}: {text}}}}}
+addressType: IPv4",
+                annotations::LAST_CHANGE_TRIGGER
+            );
+            let Change::EndpointSlice(slice) = convert::<EndpointSlice>(&yaml).0 else {
+                panic!("{yaml}")
+            };
+            let expected = expected.map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+            assert_eq!(slice.last_change_trigger, expected, "{text}");
+        }
     }
 
     #[test]

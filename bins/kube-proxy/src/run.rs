@@ -128,7 +128,10 @@ fn start_proxier(
     thread::Builder::new().name("proxier".to_owned()).spawn(move || {
         let result = runtime.block_on(async {
             let kernel = Linux::prepare(&config).await?;
-            let reconciler = Reconciler::new(config, kernel).await.map_err(Error::Observe)?;
+            let (reports, _) = mpsc::unbounded_channel();
+            let reconciler = Reconciler::new(config, kernel, reports)
+                .await
+                .map_err(Error::Observe)?;
             reconciler.run(changes).await;
             Ok(())
         });

@@ -25,6 +25,10 @@ impl Draining {
         self.since.is_empty()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.since.len()
+    }
+
     /// Those that may be removed.
     pub(crate) fn drained(&self) -> &HashSet<RealServer> {
         &self.drained

@@ -121,6 +121,15 @@ impl<'a> Endpoints<'a> {
             .map(|(address, _)| *address)
     }
 
+    /// The addresses of those of them that are ready.
+    pub(crate) fn ready_here(&self) -> impl Iterator<Item = SocketAddr> {
+        let ready = self
+            .by_address
+            .iter()
+            .filter(|(_, c)| c.local && c.conditions.ready);
+        ready.map(|(address, _)| *address)
+    }
+
     /// For clients of policy Cluster: the ready endpoints, those that topology hints mean for us if they
     /// are complete; if none is ready, those that terminate but still serve.
     pub(crate) fn of_cluster(&self, place: Place<'_>) -> BTreeSet<SocketAddr> {

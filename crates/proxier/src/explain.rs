@@ -1,6 +1,10 @@
 //! Why a Service is programmed as it is, for who reads it at night.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+};
 
 use ipvs::Family;
 
@@ -10,7 +14,7 @@ use crate::{
     endpoints::{Endpoints, Place},
     model::{EndpointSlice, ObjectName, Service, ServicePort, TrafficPolicy},
     plan::{Frontend, NodeFacts, Plan, RealServers, plan},
-    wanted::Conflict,
+    report::Problem,
 };
 
 /// What one Service wants on this node, and what became of each of its endpoints.
@@ -22,8 +26,8 @@ pub struct Explanation {
     pub plan: Plan,
     /// Its endpoints, port by port and family by family.
     pub ports: Vec<Port>,
-    /// What it wants and an older Service has (Q25).
-    pub conflicts: Vec<Conflict>,
+    /// Why it does not get all that it asks for.
+    pub problems: BTreeSet<Problem>,
 }
 
 /// One of the Service's ports in one address family.
@@ -65,14 +69,15 @@ pub fn explain<'a>(
             outside: verdicts(service.external_traffic_policy),
         }
     };
+    let plan = plan(service, slices.clone(), node, config);
     Explanation {
         service: service.name.clone(),
-        plan: plan(service, slices.clone(), node, config),
+        problems: plan.status.problems.clone(),
+        plan,
         ports: families
             .flat_map(|family| service.ports.iter().map(move |port| (family, port)))
             .map(|(family, port)| explain_port(family, port))
             .collect(),
-        conflicts: Vec::new(),
     }
 }
 
@@ -82,6 +87,11 @@ impl fmt::Display for Explanation {
         writeln!(f, "Service {}", self.service)?;
         if self.plan == Plan::default() {
             writeln!(f, "wants nothing on this node")?;
+        }
+        // A conflict is told where the virtual server is.
+        let of_service = |problem: &&Problem| !matches!(problem, Problem::Conflict { .. });
+        for problem in self.problems.iter().filter(of_service) {
+            writeln!(f, "PROBLEM: {problem}")?;
         }
         for frontend in self.plan.frontends.values() {
             self.write_frontend(f, frontend)?;
@@ -110,7 +120,11 @@ impl Explanation {
             write!(f, ", a client stays with its endpoint for {} s", server.timeout)?;
         }
         writeln!(f, "\n  new flows: {}", frontend.treatment)?;
-        if let Some(Conflict { winner, .. }) = self.conflicts.iter().find(|c| c.key == server.key) {
+        let winner = self.problems.iter().find_map(|problem| match problem {
+            Problem::Conflict { server: key, winner } if *key == server.key => Some(winner),
+            _ => None,
+        });
+        if let Some(winner) = winner {
             writeln!(f, "  NOT PROGRAMMED: the older Service {winner} has it")?;
         }
         for range in &frontend.source_ranges {

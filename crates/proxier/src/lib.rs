@@ -14,7 +14,7 @@
 //!
 //! Whoever reads [`plan`] learns what a Service means; whoever reads a driver in [`kernel`] learns what the
 //! kernel wants. An agent that has its own source of Services sends [`model::Change`]s to a
-//! [`Reconciler`]; one that only wants to know what would be programmed uses a [`Planner`].
+//! [`Reconciler`], which tells of its work in [`report::Report`]s; one that only wants to know what would be programmed uses a [`Planner`].
 
 mod applied;
 pub mod config;
@@ -30,6 +30,7 @@ pub mod planner;
 #[cfg(test)]
 mod properties;
 pub mod reconciler;
+pub mod report;
 pub mod step;
 pub mod store;
 #[cfg(test)]

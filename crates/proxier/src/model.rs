@@ -5,7 +5,13 @@
 //! parsed, protocols are the three that IPVS forwards. A source reports and drops the object, or the part of
 //! it, that does not fit.
 
-use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::IpAddr,
+    num::NonZeroU16,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use ipnet::IpNet;
 pub use ipvs::Protocol;
@@ -174,6 +180,9 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// `endpoints`
     pub endpoints: Vec<Endpoint>,
+    /// The annotation `endpoints.kubernetes.io/last-change-trigger-time`: when what made the endpoints change came
+    /// about. It decides nothing; how long the change took to be programmed is told by it.
+    pub last_change_trigger: Option<SystemTime>,
 }
 
 impl EndpointSlice {

@@ -28,6 +28,7 @@ use crate::{
     endpoints::{Endpoints, Place},
     kernel::netfilter::{External, Treatment},
     model::{EndpointSlice, Node, Service, SourceRanges, TrafficPolicy},
+    report::{HealthCheck, Problem, ServiceStatus, Traffic},
 };
 
 /// The kernel objects that one Service wants.
@@ -39,6 +40,8 @@ pub struct Plan {
     pub addresses: BTreeSet<IpAddr>,
     /// Pods on this node that may be sent their own packets, which must be masqueraded then (E3).
     pub hairpins: BTreeSet<IpAddr>,
+    /// What else is to be told of the Service.
+    pub status: ServiceStatus,
 }
 
 /// One virtual server.
@@ -144,9 +147,11 @@ pub fn plan<'a>(
         plan.addresses
             .extend(announced.filter(|a| !node.own_addresses.contains(a)));
 
+        let mut ready_here = BTreeSet::new();
         for port in &service.ports {
             let endpoints = Endpoints::merge(slices.clone(), port, family, &config.node_name);
             plan.hairpins.extend(endpoints.local().map(|a| a.ip()));
+            ready_here.extend(endpoints.ready_here().map(|a| a.ip()));
             let mut add =
                 |address: IpAddr, number: NonZeroU16, side: &Side, source_ranges: Option<BTreeSet<IpNet>>| {
                     let key = ServiceKey::Address {
@@ -191,6 +196,33 @@ pub fn plan<'a>(
             }
             let inside = Side::internal(service, &endpoints, port.protocol, place);
             add(*cluster_ip, port.port, &inside, None);
+
+            let is_external =
+                port.node_port.is_some() || !external_ips.is_empty() || !balancer_ips.is_empty();
+            let policies = [
+                (Traffic::Internal, Some(service.internal_traffic_policy)),
+                (
+                    Traffic::External,
+                    is_external.then_some(service.external_traffic_policy),
+                ),
+            ];
+            if endpoints.of_node().is_none() && !endpoints.of_cluster(place).is_empty() {
+                let local = policies
+                    .into_iter()
+                    .filter(|(_, policy)| *policy == Some(TrafficPolicy::Local));
+                let missing = local.map(|(traffic, _)| (traffic, family));
+                plan.status.without_local_endpoints.extend(missing);
+            }
+        }
+        if let Some(port) = service.health_check_node_port {
+            let check = plan.status.health_check.get_or_insert_with(|| HealthCheck {
+                port,
+                local_endpoints: BTreeMap::new(),
+            });
+            check.local_endpoints.insert(family, ready_here.len());
+        }
+        if !balancer_ips.is_empty() && admits_nobody(&service.source_ranges, family) {
+            plan.status.problems.insert(Problem::NobodyAdmitted { family });
         }
     }
     plan
@@ -271,6 +303,14 @@ fn source_ranges(service: &Service, balancer_ip: IpAddr, node: &NodeFacts) -> Op
         ranges.push(balancer_ip.into());
     }
     Some(IpNet::aggregate(&ranges).into_iter().collect())
+}
+
+/// Whether ranges were given, but none that a client of this family can be in.
+fn admits_nobody(ranges: &SourceRanges, family: Family) -> bool {
+    match ranges {
+        SourceRanges::Any => false,
+        SourceRanges::Only(ranges) => !ranges.iter().any(|range| Family::of(range.addr()) == family),
+    }
 }
 
 impl RealServers {
@@ -373,6 +413,89 @@ mod tests {
     fn with_node_port(mut service: Service, number: u16) -> Service {
         service.ports[0].node_port = number.try_into().ok();
         service
+    }
+
+    fn status(service: &Service, slices: &[EndpointSlice]) -> ServiceStatus {
+        plan(service, slices, &facts(&config()), &config()).status
+    }
+
+    #[test]
+    fn e9_a_health_check_counts_the_addresses_of_ready_local_endpoints() {
+        let mut service = externally_local();
+        service.ports.push(port("dns", Protocol::Udp, 53));
+        service.health_check_node_port = 32000.try_into().ok();
+        let mut endpoints = slice(
+            "s",
+            "a",
+            &[
+                local_endpoint("10.244.0.2"),
+                local_endpoint("10.244.0.3"),
+                local_endpoint("10.244.0.4").terminating(true),
+                endpoint("10.244.1.2"),
+            ],
+        );
+        endpoints.ports.push(endpoint_port("dns", Protocol::Udp, 53));
+        let check = |slices: &[EndpointSlice]| status(&service, slices).health_check.unwrap();
+        assert_eq!(
+            check(&[endpoints]),
+            HealthCheck {
+                port: 32000.try_into().unwrap(),
+                local_endpoints: BTreeMap::from([(Family::Inet, 2)]),
+            }
+        );
+        assert_eq!(check(&[]).local_endpoints, BTreeMap::from([(Family::Inet, 0)]));
+    }
+
+    #[test]
+    fn a_policy_local_without_local_endpoints_is_told_of() {
+        let mut service = externally_local();
+        let remote = [slice("s", "a", &[endpoint("10.244.1.2")])];
+        let external = (Traffic::External, Family::Inet);
+        assert_eq!(
+            status(&service, &remote).without_local_endpoints,
+            BTreeSet::from([external])
+        );
+        service.internal_traffic_policy = TrafficPolicy::Local;
+        let internal = (Traffic::Internal, Family::Inet);
+        assert_eq!(
+            status(&service, &remote).without_local_endpoints,
+            BTreeSet::from([internal, external])
+        );
+        let local = [slice("s", "a", &[local_endpoint("10.244.0.2")])];
+        for slices in [&local[..], &[]] {
+            assert_eq!(
+                status(&service, slices).without_local_endpoints,
+                BTreeSet::new(),
+                "nobody misses what is nowhere"
+            );
+        }
+    }
+
+    #[test]
+    fn q16_ranges_that_admit_nobody_are_told_of() {
+        let mut service = externally_local();
+        service.load_balancer_ips = vec![ip("203.0.113.8")];
+        let problem = Problem::NobodyAdmitted { family: Family::Inet };
+        for (ranges, problems) in [
+            (SourceRanges::Any, BTreeSet::new()),
+            (SourceRanges::Only(vec![]), BTreeSet::from([problem.clone()])),
+            (
+                SourceRanges::Only(vec!["fd00::/8".parse().unwrap()]),
+                BTreeSet::from([problem]),
+            ),
+            (
+                SourceRanges::Only(vec!["198.51.100.0/24".parse().unwrap()]),
+                BTreeSet::new(),
+            ),
+        ] {
+            service.source_ranges = ranges;
+            assert_eq!(
+                status(&service, &[]).problems,
+                problems,
+                "{:?}",
+                service.source_ranges
+            );
+        }
     }
 
     fn addresses(plan: &Plan) -> Vec<String> {

@@ -1,9 +1,9 @@
 //! From changes to what is wanted, without a kernel.
 
 use std::{
-    collections::{BTreeSet, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     net::IpAddr,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use ipvs::{Family, ServiceKey};
@@ -16,6 +16,7 @@ use crate::{
     explain::{Explanation, explain},
     model::{Change, ObjectName},
     plan::{NodeFacts, Plan, plan},
+    report::ServiceStatus,
     step::{Key, RealServer, Step},
     store::{Affected, Store},
     wanted::Wanted,
@@ -31,8 +32,8 @@ use crate::{
 ///
 /// let mut planner = Planner::new(Config::new("node-1"), vec![ipvs::Family::Inet], []);
 /// planner.take(Change::Synced);
-/// let keys = planner.plan_next(usize::MAX);
-/// let steps = planner.steps_from(&Applied::default(), keys, &HashSet::new());
+/// let planned = planner.plan_next(usize::MAX);
+/// let steps = planner.steps_from(&Applied::default(), planned.keys, &HashSet::new());
 /// assert!(steps.is_empty());
 /// ```
 #[derive(Debug)]
@@ -42,6 +43,25 @@ pub struct Planner {
     node: NodeFacts,
     wanted: Wanted,
     queue: Queue,
+    /// Of the Services that wait in the queue: what made their endpoints change, and when.
+    triggers: HashMap<ObjectName, Vec<SystemTime>>,
+    /// What was told last of each Service, if that was anything.
+    statuses: HashMap<ObjectName, ServiceStatus>,
+}
+
+/// What planning some Services has come to.
+#[derive(Clone, Debug, Default)]
+pub struct Planned {
+    /// How many were planned.
+    pub services: usize,
+    /// The objects that they may want otherwise now.
+    pub keys: HashSet<Key>,
+    /// What is to be told of Services, where that has changed. These need not be the ones that were planned: a
+    /// Service may take what another has lost.
+    pub statuses: HashMap<ObjectName, ServiceStatus>,
+    /// The [`EndpointSlice::last_change_trigger`](crate::model::EndpointSlice::last_change_trigger)s of their slices'
+    /// changes.
+    pub triggers: Vec<SystemTime>,
 }
 
 impl Planner {
@@ -60,6 +80,8 @@ impl Planner {
             node,
             wanted: Wanted::new(masquerade_bit),
             queue: Queue::default(),
+            triggers: HashMap::new(),
+            statuses: HashMap::new(),
         }
     }
 
@@ -89,10 +111,22 @@ impl Planner {
     }
 
     /// Takes a change in; what it concerns waits for [`Self::plan_next`].
-    pub fn take(&mut self, change: Change) {
+    pub fn take(&mut self, mut change: Change) {
+        // Kept apart from the slice: with a new one alone it does not differ.
+        let trigger = match &mut change {
+            Change::EndpointSlice(slice) => slice.last_change_trigger.take(),
+            _ => None,
+        };
         match self.store.apply(change) {
             Affected::Nothing => {}
-            Affected::Services(services) => services.into_iter().for_each(|s| self.queue.push(s)),
+            Affected::Services(services) => {
+                for service in services {
+                    if let Some(trigger) = trigger {
+                        self.triggers.entry(service.clone()).or_default().push(trigger);
+                    }
+                    self.queue.push(service);
+                }
+            }
             Affected::Node => self.set_own_addresses(self.node.own_addresses.clone()),
         }
     }
@@ -111,11 +145,23 @@ impl Planner {
         }
     }
 
-    /// Plans the `count` Services that have waited longest, `default/kubernetes` before all (B2). Returns the
-    /// objects that they may want otherwise now.
-    pub fn plan_next(&mut self, count: usize) -> HashSet<Key> {
+    /// Plans the `count` Services that have waited longest, `default/kubernetes` before all (B2).
+    pub fn plan_next(&mut self, count: usize) -> Planned {
         let services = self.queue.take(count);
-        services.iter().flat_map(|service| self.plan(service)).collect()
+        let mut planned = Planned {
+            services: services.len(),
+            ..Planned::default()
+        };
+        for service in services {
+            let changed = self.plan(&service);
+            let told = self.look_at(&service, &changed);
+            planned.statuses.extend(told);
+            planned.keys.extend(changed);
+            planned
+                .triggers
+                .extend(self.triggers.remove(&service).into_iter().flatten());
+        }
+        planned
     }
 
     /// The steps from what the kernel holds to what is wanted, for these objects; see [`diff`].
@@ -144,7 +190,7 @@ impl Planner {
         let service = self.store.service(name)?;
         let slices = self.store.slices(name);
         let mut explanation = explain(service, slices, &self.node, &self.config);
-        explanation.conflicts = self.wanted.conflicts(name);
+        explanation.problems = self.wanted.status(name).problems;
         Some(explanation)
     }
 
@@ -168,14 +214,40 @@ impl Planner {
             ),
             None => (0, Plan::default()),
         };
-        let changed = self.wanted.replace(name, created, plan);
-        for conflict in self.wanted.conflicts(name) {
-            warn!(
-                "{name} does not get {}: the older Service {} has it",
-                conflict.key, conflict.winner
-            );
+        self.wanted.replace(name, created, plan)
+    }
+
+    /// What is to be told of a Service now that it has been planned, and of the others that claim one of the objects
+    /// that have changed; of those only for whom it is new.
+    fn look_at(
+        &mut self,
+        planned: &ObjectName,
+        changed: &HashSet<Key>,
+    ) -> HashMap<ObjectName, ServiceStatus> {
+        let rivals = changed.iter().filter_map(|key| match key {
+            Key::Server(server) => Some(self.wanted.claimants(server)),
+            Key::Address(_) | Key::Hairpin(_) => None,
+        });
+        let concerned: HashSet<_> = rivals.flatten().chain([planned]).cloned().collect();
+        let mut told = HashMap::new();
+        for service in concerned {
+            let status = self.wanted.status(&service);
+            let before = self.statuses.remove(&service).unwrap_or_default();
+            if status != ServiceStatus::default() {
+                self.statuses.insert(service.clone(), status.clone());
+            }
+            if status == before {
+                continue;
+            }
+            for problem in status.problems.difference(&before.problems) {
+                warn!("Service {service}: {problem}");
+            }
+            for problem in before.problems.difference(&status.problems) {
+                info!("Service {service}: no longer: {problem}");
+            }
+            told.insert(service, status);
         }
-        changed
+        told
     }
 
     fn is_kubernetes_api(&self, key: &Key) -> bool {

@@ -121,6 +121,7 @@ fn any_slice() -> impl Strategy<Value = EndpointSlice> {
             endpoint_port("", Protocol::Udp, 8080),
         ],
         endpoints,
+        last_change_trigger: None,
     })
 }
 
@@ -173,7 +174,7 @@ impl Node {
         changes
             .flat_map(|change| {
                 self.planner.take(change);
-                self.planner.plan_next(usize::MAX)
+                self.planner.plan_next(usize::MAX).keys
             })
             .collect()
     }

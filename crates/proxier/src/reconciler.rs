@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use ipvs::ServiceKey;
+use ipvs::{Family, ServiceKey};
 use tokio::{
-    sync::mpsc::UnboundedReceiver,
+    sync::mpsc::{UnboundedReceiver, UnboundedSender},
     time::{Instant, sleep_until},
 };
 use tracing::{debug, error, info, warn};
@@ -19,7 +19,8 @@ use crate::{
     drain::Draining,
     kernel::{Event, Failure, FailureKind, Kernel},
     model::Change,
-    planner::Planner,
+    planner::{Planned, Planner},
+    report::{Occasion, Report, Sync, Totals, Work},
     step::{Key, Operation, Step},
 };
 
@@ -45,12 +46,35 @@ pub struct Reconciler<K> {
     applied: Applied,
     draining: Draining,
     failures: HashMap<Key, Retry>,
+    families: Vec<Family>,
+    reports: UnboundedSender<Report>,
+    /// Whether it was reported that changes wait.
+    queued: bool,
     /// Whether all that exists has been programmed once. Before, nothing is removed (I6).
     complete: bool,
     verified_at: Instant,
     verify_at: Instant,
     batch_at: Instant,
     drain_at: Instant,
+}
+
+/// What was done on one occasion, so far.
+struct Progress {
+    occasion: Occasion,
+    started: Instant,
+    work: Vec<Work>,
+    failed: bool,
+}
+
+impl Progress {
+    fn begin(occasion: Occasion) -> Self {
+        Self {
+            occasion,
+            started: Instant::now(),
+            work: Vec::new(),
+            failed: false,
+        }
+    }
 }
 
 /// When an object that failed is tried again.
@@ -62,14 +86,22 @@ struct Retry {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// Reads what the kernel holds. Nothing is written yet.
-    pub async fn new(config: Config, mut kernel: K) -> Result<Self, Failure> {
+    /// Reads what the kernel holds. Nothing is written yet. `reports` gets to know of all that is done.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the kernel cannot be read.
+    pub async fn new(
+        config: Config,
+        mut kernel: K,
+        reports: UnboundedSender<Report>,
+    ) -> Result<Self, Failure> {
         let observed = kernel.observe().await?;
         let now = Instant::now();
         let verify_at = now + config.sync_period;
         let (families, own_addresses) = (observed.families.clone(), observed.own_addresses.clone());
         let applied = Applied::new(observed, &config.exclude_cidrs);
-        let mut planner = Planner::new(config, families, own_addresses);
+        let mut planner = Planner::new(config, families.clone(), own_addresses);
         planner.adopt_marks(&applied);
         Ok(Self {
             planner,
@@ -77,6 +109,9 @@ impl<K: Kernel> Reconciler<K> {
             applied,
             draining: Draining::default(),
             failures: HashMap::new(),
+            families,
+            reports,
+            queued: false,
             complete: false,
             verified_at: now,
             verify_at,
@@ -89,6 +124,7 @@ impl<K: Kernel> Reconciler<K> {
     pub async fn run(mut self, mut changes: UnboundedReceiver<Change>) {
         let mut received = Vec::new();
         loop {
+            self.tell_queued();
             let synced = self.planner.is_synced();
             let batch_at = (synced && (self.planner.is_behind() || !self.complete)).then_some(self.batch_at);
             let verify_at = synced.then_some(self.verify_at);
@@ -135,34 +171,81 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Plans the Services that have waited longest and brings the kernel in step with them.
     async fn batch(&mut self) {
-        let keys = self.planner.plan_next(SERVICES_PER_BATCH);
-        self.reconcile(keys).await;
+        let mut progress = Progress::begin(Occasion::Change);
+        let mut planned = self.planner.plan_next(SERVICES_PER_BATCH);
+        let keys = std::mem::take(&mut planned.keys);
+        self.reconcile(keys, &mut progress).await;
         if !self.planner.is_behind() && !self.complete {
             self.complete = true;
             // All that exists is programmed: what else is ours is left over from before.
             let leftovers = self.applied.keys().collect();
-            self.reconcile(leftovers).await;
+            self.reconcile(leftovers, &mut progress).await;
             let now = Instant::now();
             self.applied
                 .quiescent()
                 .for_each(|server| self.draining.note_quiescent(server, now));
             info!("in sync");
         }
+        for (service, status) in planned.statuses.drain() {
+            self.tell(Report::Service(service, status));
+        }
+        self.tell_sync(progress, planned);
         self.batch_at = Instant::now() + self.planner.config().min_sync_period;
     }
 
+    /// Whoever does not want to know has hung up.
+    fn tell(&self, report: Report) {
+        _ = self.reports.send(report);
+    }
+
+    fn tell_queued(&mut self) {
+        if self.planner.is_behind() && !self.queued {
+            self.queued = true;
+            self.tell(Report::Queued {
+                at: Instant::now().into_std(),
+            });
+        }
+    }
+
+    fn tell_sync(&mut self, progress: Progress, planned: Planned) {
+        let pending = self.planner.is_behind();
+        self.queued &= pending;
+        self.tell(Report::Sync(Sync {
+            occasion: progress.occasion,
+            families: self.families.clone(),
+            started: progress.started.into_std(),
+            duration: progress.started.elapsed(),
+            services: planned.services,
+            work: progress.work,
+            triggers: if progress.failed {
+                Vec::new()
+            } else {
+                planned.triggers
+            },
+            pending,
+            complete: self.complete,
+            totals: Totals {
+                wanted: self.planner.wanted().len(),
+                failing: self.failures.len(),
+                draining: self.draining.len(),
+            },
+        }));
+    }
+
     /// Makes the kernel hold what is wanted under these keys, as far as it lets us.
-    async fn reconcile(&mut self, keys: HashSet<Key>) {
+    async fn reconcile(&mut self, keys: HashSet<Key>, progress: &mut Progress) {
         let steps = self
             .planner
             .steps_from(&self.applied, keys.iter().copied(), self.draining.drained());
-        let mut failed = self.perform(steps).await;
+        let mut failed = self.perform(steps, progress).await;
+        progress.failed |= !failed.is_empty();
         for key in keys {
             match failed.remove(&key) {
                 Some(failure) => self.note_failure(key, failure),
                 None => {
                     if self.failures.remove(&key).is_some() {
                         info!("{key} is programmed after failures");
+                        self.tell(Report::Recovered(key));
                     }
                 }
             }
@@ -171,15 +254,25 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Has the kernel take the steps, driver by driver, in their order. An object is left alone from its
     /// first failure on; the others go on (I5).
-    async fn perform(&mut self, steps: Vec<Step>) -> HashMap<Key, Failure> {
+    async fn perform(&mut self, steps: Vec<Step>, progress: &mut Progress) -> HashMap<Key, Failure> {
         let mut failed = HashMap::new();
-        for group in steps.chunk_by(|a, b| a.operation.has_driver_of(&b.operation)) {
+        for group in steps.chunk_by(|a, b| a.operation.driver() == b.operation.driver()) {
             let group: Vec<_> = group
                 .iter()
                 .filter(|step| !failed.contains_key(&step.key))
                 .collect();
             let operations: Vec<_> = group.iter().map(|step| step.operation.clone()).collect();
+            let Some(driver) = operations.first().map(Operation::driver) else {
+                continue;
+            };
+            let started = Instant::now();
             let results = self.kernel.apply(&operations).await;
+            progress.work.push(Work {
+                driver,
+                operations: operations.len(),
+                failures: results.iter().filter(|result| result.is_err()).count(),
+                duration: started.elapsed(),
+            });
             for (step, result) in group.into_iter().zip(results) {
                 match result {
                     Ok(()) => self.record(&step.operation),
@@ -208,6 +301,15 @@ impl<K: Kernel> Reconciler<K> {
         let known = self.failures.get(&key);
         if known.is_none_or(|retry| retry.reason != failure.reason) {
             error!("cannot program {key}: {failure}");
+            let service = match key {
+                Key::Server(server) => self.planner.wanted().owner(&server).cloned(),
+                Key::Address(_) | Key::Hairpin(_) => None,
+            };
+            self.tell(Report::Failing {
+                key,
+                service,
+                reason: failure.reason.clone(),
+            });
         }
         let delay = known.map_or(RETRY_MIN, |retry| (2 * retry.delay).min(RETRY_MAX));
         self.failures.insert(
@@ -228,17 +330,21 @@ impl<K: Kernel> Reconciler<K> {
             .filter(|(_, retry)| retry.at <= now)
             .map(|(key, _)| *key)
             .collect();
-        self.reconcile(due).await;
+        let mut progress = Progress::begin(Occasion::Retry);
+        self.reconcile(due, &mut progress).await;
+        self.tell_sync(progress, Planned::default());
     }
 
     /// Reads the kernel again and mends what differs. A reading that fails changes nothing (I3).
     async fn verify(&mut self) {
+        let mut progress = Progress::begin(Occasion::Verification);
         self.verified_at = Instant::now();
         self.verify_at = self.verified_at + self.planner.config().sync_period;
         let observed = match self.kernel.observe().await {
             Ok(observed) => observed,
             Err(failure) => {
                 warn!("cannot read the kernel's state: {failure}");
+                self.tell(Report::Unreadable(failure));
                 return;
             }
         };
@@ -250,7 +356,8 @@ impl<K: Kernel> Reconciler<K> {
         if self.complete {
             keys.extend(self.applied.keys());
         }
-        self.reconcile(keys).await;
+        self.reconcile(keys, &mut progress).await;
+        self.tell_sync(progress, Planned::default());
     }
 
     /// Removes the real servers whose connections have ended, or have had their time (A2).
@@ -261,8 +368,13 @@ impl<K: Kernel> Reconciler<K> {
             Ok(connections) => {
                 let timeout = |server: &ServiceKey| self.planner.drain_timeout(*server);
                 let drained = self.draining.look(&connections, now, timeout);
-                self.reconcile(drained.into_iter().map(Key::Server).collect())
-                    .await;
+                if !drained.is_empty() {
+                    let mut progress = Progress::begin(Occasion::Drain);
+                    let wanted = self.planner.wanted();
+                    let keys = drained.into_iter().map(|server| wanted.key_of(server)).collect();
+                    self.reconcile(keys, &mut progress).await;
+                    self.tell_sync(progress, Planned::default());
+                }
             }
             Err(failure) => warn!("cannot see whether real servers have drained: {failure}"),
         }
@@ -288,7 +400,9 @@ mod tests {
     use super::*;
     use crate::{
         kernel::fake::FakeKernel,
-        model::{Endpoint, Overrides, Service},
+        model::{Endpoint, ObjectName, Overrides, Service},
+        report::Problem,
+        step::Driver,
         testing::{endpoint, ip, name, service, slice},
     };
 
@@ -297,6 +411,7 @@ mod tests {
     /// A reconciler at work on a kernel in memory, on paused time.
     struct Running {
         kernel: FakeKernel,
+        reports: UnboundedReceiver<Report>,
         changes: UnboundedSender<Change>,
         run: Pin<Box<dyn Future<Output = ()>>>,
     }
@@ -304,11 +419,13 @@ mod tests {
     impl Running {
         async fn on(kernel: &FakeKernel) -> Self {
             let (changes, receiver) = unbounded_channel();
-            let reconciler = Reconciler::new(Config::new("here"), kernel.clone())
+            let (reporter, reports) = unbounded_channel();
+            let reconciler = Reconciler::new(Config::new("here"), kernel.clone(), reporter)
                 .await
                 .unwrap();
             Self {
                 kernel: kernel.clone(),
+                reports,
                 changes,
                 run: Box::pin(reconciler.run(receiver)),
             }
@@ -322,6 +439,27 @@ mod tests {
             running.send(Change::Synced);
             running.pass(MOMENT).await;
             running
+        }
+
+        /// What was reported since the last call.
+        fn take_reports(&mut self) -> Vec<Report> {
+            std::iter::from_fn(|| self.reports.try_recv().ok()).collect()
+        }
+
+        fn take_syncs(&mut self) -> impl Iterator<Item = Sync> {
+            self.take_reports().into_iter().filter_map(|report| match report {
+                Report::Sync(sync) => Some(sync),
+                _ => None,
+            })
+        }
+
+        /// The problems of Services, where there is something to tell of them.
+        fn take_statuses(&mut self) -> Vec<(ObjectName, BTreeSet<Problem>)> {
+            let statuses = self.take_reports().into_iter().filter_map(|report| match report {
+                Report::Service(service, status) => Some((service, status.problems)),
+                _ => None,
+            });
+            statuses.collect()
         }
 
         fn send(&self, change: Change) {
@@ -643,6 +781,118 @@ mod tests {
                 "ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.1:8080",
             ]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn q25_a_conflict_is_told_once_and_its_end_too() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        running.take_reports();
+        let mut older = service("older", "10.96.0.10");
+        older.created = -1;
+        running.send(Change::Service(older));
+        running.send(Change::Service(service("bystander", "10.96.0.11")));
+        running.pass(MOMENT).await;
+        let conflict = Problem::Conflict {
+            server: *kernel
+                .change(|state| state.servers.clone())
+                .keys()
+                .next()
+                .unwrap(),
+            winner: name("older"),
+        };
+        assert_eq!(
+            running.take_statuses(),
+            [(name("web"), BTreeSet::from([conflict]))],
+            "the younger one was there before"
+        );
+        running.send(web_slice(&[endpoint("10.244.0.3")]));
+        running.pass(MOMENT).await;
+        assert_eq!(running.take_statuses(), [], "it is known");
+        running.send(Change::ServiceGone(name("older")));
+        running.pass(MOMENT).await;
+        assert_eq!(running.take_statuses(), [(name("web"), BTreeSet::new())]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_done_is_reported() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        let reports = running.take_reports();
+        let [Report::Queued { .. }, Report::Sync(first)] = reports.as_slice() else {
+            panic!("{reports:#?}")
+        };
+        assert_eq!((first.services, first.pending, first.complete), (1, false, true));
+        let drivers: Vec<_> = first
+            .work
+            .iter()
+            .map(|work| (work.driver, work.operations))
+            .collect();
+        assert_eq!(
+            drivers,
+            [(Driver::Netfilter, 2), (Driver::Ipvs, 2), (Driver::Link, 1)]
+        );
+        assert_eq!(first.totals.wanted, 2);
+
+        running.pass(Duration::from_secs(31)).await;
+        let reports = running.take_reports();
+        let [Report::Sync(verification)] = reports.as_slice() else {
+            panic!("{reports:#?}")
+        };
+        assert_eq!(verification.occasion, Occasion::Verification);
+        assert_eq!(verification.work, [], "nothing had to be mended");
+
+        kernel.change(|state| state.unreadable = true);
+        running.pass(Duration::from_secs(31)).await;
+        assert!(matches!(
+            running.take_reports().as_slice(),
+            [Report::Unreadable(_)]
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_made_endpoints_change_is_reported_with_the_sync_that_programs_it() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        running.take_reports();
+        let trigger = std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let mut replaced = slice("web-1", "web", &[endpoint("10.244.0.3")]);
+        for (endpoints, at, expected) in [
+            ("10.244.0.3", trigger, vec![trigger]),
+            // Only the annotation is another: nothing is programmed.
+            ("10.244.0.3", trigger + MOMENT, vec![]),
+        ] {
+            replaced.endpoints = vec![endpoint(endpoints)];
+            replaced.last_change_trigger = Some(at);
+            running.send(Change::EndpointSlice(replaced.clone()));
+            running.pass(MOMENT).await;
+            let triggers: Vec<_> = running.take_syncs().flat_map(|sync| sync.triggers).collect();
+            assert_eq!(triggers, expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i5_a_failure_is_reported_once_and_so_is_its_end() {
+        let kernel = FakeKernel::default();
+        let address = "ip address add 10.96.0.10/32 dev kube-ipvs0".to_string();
+        kernel.change(|state| state.refused.insert(address));
+        let mut running = Running::with_web(&kernel).await;
+        running.pass(Duration::from_secs(10)).await;
+        let reports = running.take_reports();
+        let failing: Vec<_> = reports
+            .iter()
+            .filter_map(|report| match report {
+                Report::Failing { key, .. } => Some(*key),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(failing, [Key::Address(ip("10.96.0.10"))]);
+        kernel.change(|state| state.refused.clear());
+        running.pass(Duration::from_secs(10)).await;
+        let reports = running.take_reports();
+        let recovered = |report: &Report| matches!(report, Report::Recovered(Key::Address(_)));
+        assert_eq!(reports.iter().filter(|report| recovered(report)).count(), 1);
+        assert!(matches!(reports.last(), Some(Report::Sync(sync)) if sync.totals.failing == 0));
     }
 
     #[tokio::test(start_paused = true)]

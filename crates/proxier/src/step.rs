@@ -70,10 +70,25 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether one driver carries both out.
-    pub fn has_driver_of(&self, other: &Self) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(other)
+    /// Who carries it out.
+    pub const fn driver(&self) -> Driver {
+        match self {
+            Self::Netfilter(_) => Driver::Netfilter,
+            Self::Ipvs(_) => Driver::Ipvs,
+            Self::Link(_) => Driver::Link,
+        }
     }
+}
+
+/// A part of the kernel that carries out operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Driver {
+    /// nftables.
+    Netfilter,
+    /// IPVS.
+    Ipvs,
+    /// rtnetlink.
+    Link,
 }
 
 /// The command line that does the same.

@@ -46,6 +46,7 @@ pub(crate) fn slice(of: &str, service: &str, endpoints: &[Endpoint]) -> Endpoint
         service: service.into(),
         ports: vec![endpoint_port("", Protocol::Tcp, 8080)],
         endpoints: endpoints.to_vec(),
+        last_change_trigger: None,
     }
 }
 

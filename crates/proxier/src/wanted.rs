@@ -18,6 +18,7 @@ use crate::{
     marks::Marks,
     model::ObjectName,
     plan::{Frontend, Plan, RealServers},
+    report::{Problem, ServiceStatus},
     step::Key,
 };
 
@@ -59,15 +60,6 @@ struct Claim {
 struct Claimant {
     created: i64,
     service: ObjectName,
-}
-
-/// A virtual server that a Service wants and another has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conflict {
-    /// What both want.
-    pub key: ServiceKey,
-    /// Who has it.
-    pub winner: ObjectName,
 }
 
 impl Wanted {
@@ -224,22 +216,38 @@ impl Wanted {
         servers.chain(addresses).chain(hairpins)
     }
 
-    /// The virtual servers that `service` claims and does not get.
-    pub fn conflicts(&self, service: &ObjectName) -> Vec<Conflict> {
-        let claimed = self
-            .plans
-            .get(service)
-            .into_iter()
-            .flat_map(|claim| claim.plan.frontends.keys());
-        claimed
-            .filter_map(|key| {
-                let winner = self.owner(key).filter(|owner| *owner != service)?;
-                Some(Conflict {
-                    key: *key,
-                    winner: winner.clone(),
-                })
+    /// How many keys are wanted.
+    pub fn len(&self) -> usize {
+        self.servers.len() + self.addresses.0.len() + self.hairpins.0.len()
+    }
+
+    /// Whether nothing is wanted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All Services that claim the virtual server `key`.
+    pub fn claimants(&self, key: &ServiceKey) -> impl Iterator<Item = &ObjectName> {
+        let claimants = self.servers.get(key).into_iter().flatten();
+        claimants.map(|claimant| &claimant.service)
+    }
+
+    /// What is to be told of a Service: what its plan says, and the virtual servers that it claims and does not
+    /// get.
+    pub fn status(&self, service: &ObjectName) -> ServiceStatus {
+        let Some(Claim { plan, .. }) = self.plans.get(service) else {
+            return ServiceStatus::default();
+        };
+        let conflicts = plan.frontends.keys().filter_map(|key| {
+            let winner = self.owner(key).filter(|owner| *owner != service)?;
+            Some(Problem::Conflict {
+                server: *key,
+                winner: winner.clone(),
             })
-            .collect()
+        });
+        let mut status = plan.status.clone();
+        status.problems.extend(conflicts);
+        status
     }
 }
 
