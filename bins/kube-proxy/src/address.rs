@@ -3,7 +3,7 @@
 //! Go once took the octet `010` for ten, and clusters have such addresses stored. An IPv4 address mapped into
 //! IPv6 is the IPv4 address.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -25,6 +25,39 @@ pub(crate) fn parse_cidr(text: &str) -> Option<IpNet> {
     }
     let address = parse_ip(address)?;
     Some(IpNet::new(address, length.parse().ok()?).ok()?.trunc())
+}
+
+/// Where a server of ours listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listener {
+    /// Nowhere.
+    None,
+    /// On this address, and a port that is said elsewhere.
+    Address(IpAddr),
+    /// Here.
+    Socket(SocketAddr),
+}
+
+/// Reads an address with a port or without; nothing and a zero both mean none. `None` where the text is neither.
+pub(crate) fn parse_listener(text: &str) -> Option<Listener> {
+    if matches!(text, "" | "0") {
+        return Some(Listener::None);
+    }
+    if let Some(address) = parse_ip(text) {
+        return Some(Listener::Address(address));
+    }
+    let (address, port) = text.rsplit_once(':')?;
+    let address = match address.strip_prefix('[') {
+        Some(ipv6) => ipv6.strip_suffix(']').filter(|ipv6| ipv6.contains(':'))?,
+        None if address.contains(':') => return None,
+        None => address,
+    };
+    // Of all that reads as a number, only digits make a port.
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    Some(Listener::Socket(SocketAddr::new(parse_ip(address)?, port)))
 }
 
 fn without_leading_zeros(ipv4: &str) -> String {
@@ -63,6 +96,31 @@ mod tests {
             "10.0.0.1/8",
         ] {
             assert_eq!(parse_ip(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn listeners_are_nowhere_or_somewhere() {
+        let socket = |text: &str| Some(Listener::Socket(text.parse().unwrap()));
+        let address = |text: &str| Some(Listener::Address(text.parse().unwrap()));
+        for (text, listener) in [
+            ("", Some(Listener::None)),
+            ("0", Some(Listener::None)),
+            ("0.0.0.0", address("0.0.0.0")),
+            ("::", address("::")),
+            ("::1", address("::1")),
+            ("127.0.0.1:10249", socket("127.0.0.1:10249")),
+            ("[::1]:10249", socket("[::1]:10249")),
+            ("010.0.0.1:1", socket("10.0.0.1:1")),
+            ("127.0.0.1:0", None),
+            ("127.0.0.1:65536", None),
+            ("127.0.0.1:+1", None),
+            ("127.0.0.1:", None),
+            ("[127.0.0.1]:1", None),
+            (":10249", None),
+            ("localhost:10249", None),
+        ] {
+            assert_eq!(parse_listener(text), listener, "{text:?}");
         }
     }
 

@@ -1,6 +1,72 @@
 //! Durations as Go writes them: `30s`, `1m30s`, `1.5h`.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A duration of the configuration, which is text there. It is written as Go writes it: `1h0m0s`, `1.5ms`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct GoDuration(pub(crate) Duration);
+
+impl fmt::Display for GoDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seconds, nanoseconds) = (self.0.as_secs(), self.0.subsec_nanos());
+        if seconds == 0 {
+            return match nanoseconds {
+                0 => f.write_str("0s"),
+                1..1_000 => write!(f, "{nanoseconds}ns"),
+                1_000..1_000_000 => write!(
+                    f,
+                    "{}\u{b5}s",
+                    Decimal(nanoseconds / 1_000, nanoseconds % 1_000, 3)
+                ),
+                _ => write!(
+                    f,
+                    "{}ms",
+                    Decimal(nanoseconds / 1_000_000, nanoseconds % 1_000_000, 6)
+                ),
+            };
+        }
+        let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+        if hours > 0 {
+            write!(f, "{hours}h")?;
+        }
+        if hours > 0 || minutes > 0 {
+            write!(f, "{minutes}m")?;
+        }
+        write!(f, "{}s", Decimal(seconds % 60, nanoseconds, 9))
+    }
+}
+
+/// A whole part, and a fraction of so many digits, of which the last zeros are not written.
+struct Decimal<T>(T, u32, usize);
+
+impl<T: fmt::Display> fmt::Display for Decimal<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(whole, fraction, digits) = self;
+        write!(f, "{whole}")?;
+        if *fraction == 0 {
+            return Ok(());
+        }
+        let fraction = format!("{fraction:0digits$}");
+        write!(f, ".{}", fraction.trim_end_matches('0'))
+    }
+}
+
+impl Serialize for GoDuration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for GoDuration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse(&text)
+            .map(Self)
+            .map_err(|reason| de::Error::custom(format_args!("{text:?}: {reason}")))
+    }
+}
 
 /// Why a text is not a duration that a setting can take.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +176,28 @@ mod tests {
             ("9223372036854775807ns", i64::MAX.unsigned_abs()),
         ] {
             assert_eq!(parse(text), Ok(Duration::from_nanos(nanoseconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        for (nanoseconds, text) in [
+            (0, "0s"),
+            (1, "1ns"),
+            (1_100, "1.1\u{b5}s"),
+            (2_200_000, "2.2ms"),
+            (999_999_999, "999.999999ms"),
+            (1_000_000_000, "1s"),
+            (1_500_000_000, "1.5s"),
+            (60_000_000_000, "1m0s"),
+            (3_600_000_000_000, "1h0m0s"),
+            (86_400_000_000_000, "24h0m0s"),
+            (3_723_004_005_006, "1h2m3.004005006s"),
+            (i64::MAX.unsigned_abs(), "2562047h47m16.854775807s"),
+        ] {
+            let duration = Duration::from_nanos(nanoseconds);
+            assert_eq!(GoDuration(duration).to_string(), text);
+            assert_eq!(parse(text), Ok(duration), "{text}");
         }
     }
 

@@ -30,7 +30,7 @@ use tracing::info;
 use crate::{
     dry_run,
     relay::{self, Relay},
-    settings::{Settings, Source},
+    settings::{Client, Settings, Source},
     source::{Sink, api, manifests},
 };
 
@@ -59,7 +59,7 @@ pub(crate) enum Error {
 pub(crate) async fn run(settings: Settings) -> Result<(), Error> {
     let (sink, changes) = mpsc::unbounded_channel();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let source = follow(settings.source.clone(), &settings.config.node_name, sink);
+    let source = follow(&settings, sink);
     tokio::select! {
         ended = source => ended,
         ended = program(&settings, changes) => ended,
@@ -69,13 +69,20 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Error> {
 }
 
 /// Follows the source. Comes back early only if it cannot be used.
-async fn follow(source: Source, node_name: &str, sink: Sink) -> Result<(), Error> {
-    match source {
+async fn follow(settings: &Settings, sink: Sink) -> Result<(), Error> {
+    let node_name = &settings.config.node_name;
+    match &settings.source {
         Source::Manifests(directory) => {
             let result = manifests::run(directory.clone(), node_name, sink).await;
-            result.map_err(|source| Error::Manifests { directory, source })?;
+            result.map_err(|source| Error::Manifests {
+                directory: directory.clone(),
+                source,
+            })?;
         }
-        Source::Api { kubeconfig, master } => {
+        Source::Api => {
+            let Client {
+                kubeconfig, master, ..
+            } = &settings.client;
             let client = api::client(kubeconfig.as_deref(), master.as_deref()).await?;
             api::run(client, node_name, sink).await;
         }

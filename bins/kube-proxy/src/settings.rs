@@ -1,6 +1,11 @@
-//! What the flags mean: the proxier's configuration, and where its objects come from.
+//! What the configuration means: the proxier's, and what else the program does.
 
-use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use ipvs::Scheduler;
@@ -10,21 +15,51 @@ use proxier::{
 };
 
 use crate::{
-    address::{parse_cidr, parse_ip},
-    flags::Flags,
+    address::{Listener, parse_cidr, parse_ip, parse_listener},
+    configuration::{self, Configuration},
+    duration::GoDuration,
+    feature_gates::FeatureGates,
+    flags::{self, Flags},
 };
 
 /// What an operator has decided.
+#[allow(
+    dead_code,
+    reason = "the servers and tasks that read the rest are being added"
+)]
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) config: Config,
     /// The pods' addresses are to be learned from the Node object before anything is programmed
-    /// (`--detect-local-mode NodeCIDR`).
+    /// (`detectLocalMode: NodeCIDR`).
     pub(crate) local_is_node_cidrs: bool,
     pub(crate) source: Source,
-    /// The node's primary address, instead of its object's (`--bind-address`).
+    /// How the API server is spoken to, if it is.
+    pub(crate) client: Client,
+    /// The node's primary address, instead of its object's (`bindAddress`).
     pub(crate) bind_address: Option<IpAddr>,
+    /// Where `/healthz` is served, if it is. An unspecified IPv4 address means all addresses of both families.
+    pub(crate) healthz_bind_address: Option<SocketAddr>,
+    /// Where `/metrics` is served, if it is.
+    pub(crate) metrics_bind_address: Option<SocketAddr>,
+    /// One of them that cannot be had ends the program.
+    pub(crate) bind_address_hard_fail: bool,
+    /// Serve what profiles the program (`enableProfiling`).
+    pub(crate) profiling: bool,
+    pub(crate) conntrack: Conntrack,
+    /// The kernel's `oom_score_adj` of the process, -1000 to 1000.
+    pub(crate) oom_score_adj: i32,
+    /// Remove what is programmed, and exit.
+    pub(crate) cleanup: bool,
+    /// Do what needs all privileges, and exit.
+    pub(crate) init_only: bool,
+    /// Print what would be programmed, and exit.
     pub(crate) dry_run: bool,
+    pub(crate) feature_gates: FeatureGates,
+    /// All of the above as it was decided: for `/configz`.
+    pub(crate) configuration: Configuration,
+    /// Each flag with its value: for `/flagz`.
+    pub(crate) flag_values: Vec<(String, String)>,
 }
 
 /// Where Services come from.
@@ -32,14 +67,40 @@ pub(crate) struct Settings {
 pub(crate) enum Source {
     /// A directory of manifests.
     Manifests(PathBuf),
-    /// The API server that the kubeconfig names, or that runs the Pod that we are in.
-    Api {
-        kubeconfig: Option<PathBuf>,
-        master: Option<String>,
-    },
+    /// The API server that the client's settings name, or that runs the Pod that we are in.
+    Api,
 }
 
-/// All that is wrong with the settings.
+/// How the API server is spoken to (`clientConnection`, `--master`).
+#[allow(dead_code, reason = "the limits are being added")]
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Client {
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// URL that takes the place of the kubeconfig's.
+    pub(crate) master: Option<String>,
+    /// Requests a second; negative for any number.
+    pub(crate) qps: f32,
+    pub(crate) burst: u32,
+    pub(crate) accept_content_types: String,
+    pub(crate) content_type: String,
+}
+
+/// The kernel's connection tracking (`conntrack`). What is `None` stays as the kernel has it.
+#[allow(dead_code, reason = "the task that writes it is being added")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Conntrack {
+    /// Entries for each processor. Without it `min` means nothing.
+    pub(crate) max_per_core: Option<u32>,
+    /// Least number of entries.
+    pub(crate) min: u32,
+    pub(crate) tcp_established: Option<Duration>,
+    pub(crate) tcp_close_wait: Option<Duration>,
+    pub(crate) be_liberal: bool,
+    pub(crate) udp: Option<Duration>,
+    pub(crate) udp_stream: Option<Duration>,
+}
+
+/// All that is wrong with the configuration.
 #[derive(Debug)]
 pub(crate) struct Invalid(Vec<String>);
 
@@ -52,42 +113,72 @@ impl fmt::Display for Invalid {
 impl std::error::Error for Invalid {}
 
 impl Settings {
-    /// Makes sense of the flags on the host `hostname`. All that is wrong is in the error, not the first only.
-    pub(crate) fn new(flags: &Flags, hostname: &str) -> Result<Self, Invalid> {
+    /// Makes sense of the configuration on the host `hostname`. All that is wrong is in the error, not the first only.
+    pub(crate) fn new(configuration: Configuration, flags: &Flags, hostname: &str) -> Result<Self, Invalid> {
         let mut errors = Errors::default();
-        if !matches!(flags.text("proxy-mode"), "" | "ipvs") {
-            errors.add(
-                "proxy-mode",
-                "this kube-proxy has the mode ipvs only; for the other modes run upstream's",
-            );
-        }
-        if flags.duration("config-sync-period").is_zero() {
-            errors.add("config-sync-period", "must be greater than 0");
-        }
-        let (local_detector, local_is_node_cidrs) = local_detector(flags, &mut errors);
+        let c = &configuration;
+        without_effect(c, &mut errors);
+        let feature_gates = FeatureGates::new(&c.feature_gates)
+            .map_err(|problems| {
+                problems
+                    .iter()
+                    .for_each(|problem| errors.add("featureGates", problem))
+            })
+            .unwrap_or_default();
+        let (local_detector, local_is_node_cidrs) = local_detector(c, &mut errors);
         let settings = Self {
             config: Config {
-                scheduler: scheduler(flags, &mut errors),
-                exclude_cidrs: errors.cidrs("ipvs-exclude-cidrs", flags.list("ipvs-exclude-cidrs")),
-                node_port_addresses: node_port_addresses(flags, &mut errors),
+                scheduler: scheduler(c, &mut errors),
+                exclude_cidrs: errors.cidrs("ipvs.excludeCIDRs", &c.ipvs.exclude_cidrs),
+                node_port_addresses: node_port_addresses(c, &mut errors),
                 local_detector,
-                masquerade_all: flags.switch("masquerade-all"),
-                masquerade_bit: masquerade_bit(flags, &mut errors),
-                strict_arp: flags.switch("ipvs-strict-arp"),
+                masquerade_all: c.iptables.masquerade_all,
+                masquerade_bit: masquerade_bit(c, &mut errors),
+                strict_arp: c.ipvs.strict_arp,
                 timeouts: Timeouts {
-                    tcp: whole_seconds(flags, "ipvs-tcp-timeout"),
-                    tcp_fin: whole_seconds(flags, "ipvs-tcpfin-timeout"),
-                    udp: whole_seconds(flags, "ipvs-udp-timeout"),
+                    tcp: whole_seconds(c.ipvs.tcp_timeout),
+                    tcp_fin: whole_seconds(c.ipvs.tcp_fin_timeout),
+                    udp: whole_seconds(c.ipvs.udp_timeout),
                 },
-                sync_period: sync_period(flags, &mut errors),
-                min_sync_period: flags.duration("ipvs-min-sync-period"),
-                drain_timeout: flags.duration("ipvs-drain-timeout"),
-                ..Config::new(node_name(flags, hostname, &mut errors))
+                sync_period: sync_period(c, &mut errors),
+                min_sync_period: c.ipvs.min_sync_period.0,
+                ..Config::new(node_name(c, hostname, &mut errors))
             },
             local_is_node_cidrs,
-            source: source(flags, &mut errors),
-            bind_address: bind_address(flags, &mut errors),
+            source: source(c, flags, &mut errors),
+            client: Client {
+                kubeconfig: Some(&c.client_connection.kubeconfig)
+                    .filter(|path| !path.is_empty())
+                    .map(PathBuf::from),
+                master: Some(flags.text("master")).filter(|url| !url.is_empty()),
+                qps: c.client_connection.qps,
+                burst: errors.natural("clientConnection.burst", c.client_connection.burst),
+                accept_content_types: c.client_connection.accept_content_types.clone(),
+                content_type: c.client_connection.content_type.clone(),
+            },
+            bind_address: bind_address(c, &mut errors),
+            healthz_bind_address: errors.listener("healthzBindAddress", &c.healthz_bind_address),
+            metrics_bind_address: errors.listener("metricsBindAddress", &c.metrics_bind_address),
+            bind_address_hard_fail: c.bind_address_hard_fail,
+            profiling: c.enable_profiling,
+            conntrack: conntrack(&c.conntrack, &mut errors),
+            oom_score_adj: oom_score_adj(c, &mut errors),
+            cleanup: flags.switch("cleanup"),
+            init_only: flags.switch("init-only"),
             dry_run: flags.switch("dry-run"),
+            feature_gates,
+            flag_values: flags.values(),
+            configuration: configuration.clone(),
+        };
+        let settings = match flags.duration("ipvs-drain-timeout") {
+            None => settings,
+            Some(drain_timeout) => Self {
+                config: Config {
+                    drain_timeout,
+                    ..settings.config
+                },
+                ..settings
+            },
         };
         if errors.0.is_empty() {
             Ok(settings)
@@ -101,176 +192,235 @@ impl Settings {
 struct Errors(Vec<String>);
 
 impl Errors {
-    fn add(&mut self, flag: &str, problem: impl fmt::Display) {
-        self.0.push(format!("--{flag}: {problem}"));
+    /// A problem with a field, which an operator may know by its flag.
+    fn add(&mut self, field: &str, problem: impl fmt::Display) {
+        self.0.push(match flags::flag_of_field(field) {
+            Some(flag) => format!("{field} (--{}): {problem}", flag.name),
+            None => format!("{field}: {problem}"),
+        });
     }
 
-    fn cidrs<'a>(&mut self, flag: &str, texts: impl Iterator<Item = &'a str>) -> Vec<IpNet> {
+    fn cidrs(&mut self, field: &str, texts: &[impl AsRef<str>]) -> Vec<IpNet> {
+        let texts = texts.iter().map(AsRef::as_ref);
         texts
             .filter_map(|text| {
                 let cidr = parse_cidr(text);
                 if cidr.is_none() {
-                    self.add(flag, format_args!("{text:?} is not a CIDR"));
+                    self.add(field, format_args!("{text:?} is not a CIDR"));
                 }
                 cidr
             })
             .collect()
     }
+
+    fn natural(&mut self, field: &str, number: i32) -> u32 {
+        u32::try_from(number).unwrap_or_else(|_| {
+            self.add(field, format_args!("{number} is negative"));
+            0
+        })
+    }
+
+    fn listener(&mut self, field: &str, text: &str) -> Option<SocketAddr> {
+        match parse_listener(text) {
+            Some(Listener::None) => None,
+            Some(Listener::Socket(socket)) => Some(socket),
+            Some(Listener::Address(_)) | None => {
+                self.add(field, format_args!("{text:?} is not IP:port; 0 stands for none"));
+                None
+            }
+        }
+    }
+
+    fn one_of(&mut self, field: &str, text: &str, allowed: &[&str]) {
+        if !allowed.contains(&text) {
+            self.add(field, format_args!("{text:?} is none of {}", allowed.join(", ")));
+        }
+    }
 }
 
-fn node_name(flags: &Flags, hostname: &str, errors: &mut Errors) -> String {
-    let chosen = flags.text("hostname-override");
+/// What is wrong with what changes nothing.
+fn without_effect(c: &Configuration, errors: &mut Errors) {
+    if c.mode != "ipvs" {
+        let problem = "this kube-proxy has the mode ipvs only; for the other modes run upstream's";
+        errors.add("mode", format_args!("{:?}: {problem}", c.mode));
+    }
+    if c.config_sync_period.0.is_zero() {
+        errors.add("configSyncPeriod", "must be greater than 0");
+    }
+    errors.one_of(
+        "showHiddenMetricsForVersion",
+        &c.show_hidden_metrics_for_version,
+        &["", configuration::PREVIOUS_MINOR],
+    );
+}
+
+fn node_name(c: &Configuration, hostname: &str, errors: &mut Errors) -> String {
+    let chosen = &c.hostname_override;
     let name = if chosen.is_empty() { hostname } else { chosen }
         .trim()
         .to_lowercase();
     if name.is_empty() {
-        errors.add("hostname-override", "the name of the node is blank");
+        errors.add("hostnameOverride", "the name of the node is blank");
     }
     name
 }
 
-fn source(flags: &Flags, errors: &mut Errors) -> Source {
-    let optional = |flag| Some(flags.text(flag)).filter(|text| !text.is_empty());
-    let (kubeconfig, master) = (optional("kubeconfig"), optional("master"));
-    match optional("manifests") {
-        Some(directory) => {
-            if kubeconfig.is_some() || master.is_some() {
-                errors.add(
-                    "manifests",
-                    "takes the place of --kubeconfig and --master; give one or the other",
-                );
-            }
-            Source::Manifests(directory.into())
-        }
-        None => Source::Api {
-            kubeconfig: kubeconfig.map(PathBuf::from),
-            master: master.map(str::to_owned),
-        },
+fn source(c: &Configuration, flags: &Flags, errors: &mut Errors) -> Source {
+    let directory = flags.text("manifests");
+    if directory.is_empty() {
+        return Source::Api;
     }
+    if !c.client_connection.kubeconfig.is_empty() || !flags.text("master").is_empty() {
+        errors.0.push(
+            "--manifests: takes the place of --kubeconfig and --master; give one or the other".to_owned(),
+        );
+    }
+    Source::Manifests(directory.into())
 }
 
-fn bind_address(flags: &Flags, errors: &mut Errors) -> Option<IpAddr> {
-    let text = flags.text("bind-address");
-    let address = parse_ip(text);
+fn bind_address(c: &Configuration, errors: &mut Errors) -> Option<IpAddr> {
+    let address = parse_ip(&c.bind_address);
     if address.is_none() {
-        errors.add("bind-address", format_args!("{text:?} is not an IP address"));
+        errors.add(
+            "bindAddress",
+            format_args!("{:?} is not an IP address", c.bind_address),
+        );
     }
     address.filter(|address| !address.is_unspecified())
 }
 
 /// The detector, and whether its CIDRs are still to be learned from the Node.
-fn local_detector(flags: &Flags, errors: &mut Errors) -> (LocalDetector, bool) {
-    let mut interface = |flag| {
-        let name = flags.text(flag);
+fn local_detector(c: &Configuration, errors: &mut Errors) -> (LocalDetector, bool) {
+    let mut interface = |field, name: &str| {
         if name.is_empty() {
-            errors.add(flag, "must be given for this --detect-local-mode");
+            errors.add(
+                field,
+                format_args!("must be given for detectLocalMode {}", c.detect_local_mode),
+            );
         }
         name.into()
     };
-    match flags.text("detect-local-mode") {
-        "" | "ClusterCIDR" => (cluster_cidrs(flags, errors), false),
+    let detect = &c.detect_local;
+    match c.detect_local_mode.as_str() {
+        "ClusterCIDR" => (cluster_cidrs(c, errors), false),
         "NodeCIDR" => (LocalDetector::None, true),
-        "BridgeInterface" => (
-            LocalDetector::BridgeInterface(interface("pod-bridge-interface")),
-            false,
-        ),
-        "InterfaceNamePrefix" => (
-            LocalDetector::InterfaceNamePrefix(interface("pod-interface-name-prefix")),
-            false,
-        ),
+        "BridgeInterface" => {
+            let bridge = interface("detectLocal.bridgeInterface", &detect.bridge_interface);
+            (LocalDetector::BridgeInterface(bridge), false)
+        }
+        "InterfaceNamePrefix" => {
+            let prefix = interface("detectLocal.interfaceNamePrefix", &detect.interface_name_prefix);
+            (LocalDetector::InterfaceNamePrefix(prefix), false)
+        }
         other => {
-            errors.add(
-                "detect-local-mode",
-                format_args!(
-                    "{other:?} is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"
-                ),
-            );
+            let modes = [
+                "ClusterCIDR",
+                "NodeCIDR",
+                "BridgeInterface",
+                "InterfaceNamePrefix",
+            ];
+            errors.one_of("detectLocalMode", other, &modes);
             (LocalDetector::None, false)
         }
     }
 }
 
-fn cluster_cidrs(flags: &Flags, errors: &mut Errors) -> LocalDetector {
-    let text = flags.text("cluster-cidr");
-    if text.is_empty() {
+fn cluster_cidrs(c: &Configuration, errors: &mut Errors) -> LocalDetector {
+    if c.cluster_cidr.is_empty() {
         return LocalDetector::None;
     }
-    let cidrs = errors.cidrs("cluster-cidr", text.split(','));
+    let texts: Vec<&str> = c.cluster_cidr.split(',').collect();
+    let cidrs = errors.cidrs("clusterCIDR", &texts);
     let of_both_families = |a: &IpNet, b: &IpNet| a.addr().is_ipv4() != b.addr().is_ipv4();
     match cidrs.as_slice() {
         [] | [_] => {}
         [a, b] if of_both_families(a, b) => {}
-        _ => errors.add("cluster-cidr", "takes one CIDR, or one of each address family"),
+        _ => errors.add("clusterCIDR", "takes one CIDR, or one of each address family"),
     }
     LocalDetector::Cidrs(cidrs)
 }
 
-fn scheduler(flags: &Flags, errors: &mut Errors) -> Scheduler {
-    match flags.text("ipvs-scheduler") {
+fn scheduler(c: &Configuration, errors: &mut Errors) -> Scheduler {
+    match c.ipvs.scheduler.as_str() {
         "" => Scheduler::ROUND_ROBIN,
         name => name.parse().unwrap_or_else(|error| {
-            errors.add("ipvs-scheduler", error);
+            errors.add("ipvs.scheduler", error);
             Scheduler::ROUND_ROBIN
         }),
     }
 }
 
-fn node_port_addresses(flags: &Flags, errors: &mut Errors) -> NodePortAddresses {
-    let texts: Vec<&str> = flags.list("nodeport-addresses").collect();
-    match texts.as_slice() {
+fn node_port_addresses(c: &Configuration, errors: &mut Errors) -> NodePortAddresses {
+    const FIELD: &str = "nodePortAddresses";
+    match c.node_port_addresses.as_slice() {
         [] => NodePortAddresses::All,
-        ["primary"] => NodePortAddresses::Primary,
-        _ if texts.contains(&"primary") => {
-            errors.add(
-                "nodeport-addresses",
-                "the word primary stands alone, without CIDRs",
-            );
+        [word] if word == "primary" => NodePortAddresses::Primary,
+        texts if texts.iter().any(|text| text == "primary") => {
+            errors.add(FIELD, "the word primary stands alone, without CIDRs");
             NodePortAddresses::Primary
         }
-        _ => NodePortAddresses::Cidrs(errors.cidrs("nodeport-addresses", texts.into_iter())),
+        texts => NodePortAddresses::Cidrs(errors.cidrs(FIELD, texts)),
     }
 }
 
-fn masquerade_bit(flags: &Flags, errors: &mut Errors) -> u8 {
-    let bit = u8::try_from(flags.number("iptables-masquerade-bit"))
+fn masquerade_bit(c: &Configuration, errors: &mut Errors) -> u8 {
+    let bit = u8::try_from(c.iptables.masquerade_bit)
         .ok()
         .filter(|bit| *bit < 32);
     if bit.is_none() {
-        errors.add("iptables-masquerade-bit", "must be within the range [0, 31]");
+        errors.add("iptables.masqueradeBit", "must be within the range [0, 31]");
     }
     bit.unwrap_or_default()
 }
 
-fn sync_period(flags: &Flags, errors: &mut Errors) -> Duration {
-    let period = flags.duration("ipvs-sync-period");
-    if period.is_zero() {
-        errors.add("ipvs-sync-period", "must be greater than 0");
+fn oom_score_adj(c: &Configuration, errors: &mut Errors) -> i32 {
+    if !(-1000..=1000).contains(&c.oom_score_adj) {
+        errors.add("oomScoreAdj", "must be within the range [-1000, 1000]");
     }
-    if period < flags.duration("ipvs-min-sync-period") {
+    c.oom_score_adj
+}
+
+fn conntrack(c: &configuration::Conntrack, errors: &mut Errors) -> Conntrack {
+    let timeout = |duration: GoDuration| Some(duration.0).filter(|duration| !duration.is_zero());
+    Conntrack {
+        max_per_core: Some(errors.natural("conntrack.maxPerCore", c.max_per_core)).filter(|max| *max > 0),
+        min: errors.natural("conntrack.min", c.min),
+        tcp_established: timeout(c.tcp_established_timeout),
+        tcp_close_wait: timeout(c.tcp_close_wait_timeout),
+        be_liberal: c.tcp_be_liberal,
+        udp: timeout(c.udp_timeout),
+        udp_stream: timeout(c.udp_stream_timeout),
+    }
+}
+
+fn sync_period(c: &Configuration, errors: &mut Errors) -> Duration {
+    let (period, least) = (c.ipvs.sync_period, c.ipvs.min_sync_period);
+    if period.0.is_zero() {
+        errors.add("ipvs.syncPeriod", "must be greater than 0");
+    }
+    if period < least {
         errors.add(
-            "ipvs-sync-period",
-            "must be greater than or equal to --ipvs-min-sync-period",
+            "ipvs.syncPeriod",
+            format_args!("{period} is less than ipvs.minSyncPeriod {least}"),
         );
     }
-    period
+    period.0
 }
 
 /// The kernel counts these in seconds.
-fn whole_seconds(flags: &Flags, flag: &str) -> Duration {
-    Duration::from_secs(flags.duration(flag).as_secs())
+fn whole_seconds(duration: GoDuration) -> Duration {
+    Duration::from_secs(duration.0.as_secs())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
-
     use super::*;
+    use crate::flags::tests::parse;
 
     fn settings(args: &[&str]) -> Result<Settings, String> {
-        let args = std::iter::once("kube-proxy")
-            .chain(args.iter().copied())
-            .map(OsString::from);
-        Settings::new(&Flags::parse(args).unwrap(), "Host").map_err(|invalid| invalid.to_string())
+        let flags = parse(args).unwrap();
+        let configuration = configuration::of_flags(&flags).unwrap();
+        Settings::new(configuration, &flags, "Host").map_err(|invalid| invalid.to_string())
     }
 
     #[test]
@@ -280,13 +430,8 @@ mod tests {
             format!("{:?}", settings.config),
             format!("{:?}", Config::new("host"))
         );
-        assert_eq!(
-            settings.source,
-            Source::Api {
-                kubeconfig: None,
-                master: None
-            }
-        );
+        assert_eq!(settings.source, Source::Api);
+        assert_eq!((settings.client.kubeconfig, settings.client.master), (None, None));
         assert_eq!(settings.bind_address, None);
         assert!(!settings.dry_run && !settings.local_is_node_cidrs);
     }
@@ -401,19 +546,15 @@ mod tests {
         for (args, message) in [
             (
                 &["--proxy-mode=iptables"][..],
-                "--proxy-mode: this kube-proxy has the mode ipvs only; for the other modes run upstream's",
+                "mode (--proxy-mode): \"iptables\": this kube-proxy has the mode ipvs only; for the other modes run upstream's",
             ),
             (
                 &["--config-sync-period=0"],
-                "--config-sync-period: must be greater than 0",
+                "configSyncPeriod (--config-sync-period): must be greater than 0",
             ),
             (
                 &["--hostname-override= "],
-                "--hostname-override: the name of the node is blank",
-            ),
-            (
-                &["--bind-address=localhost"],
-                "--bind-address: \"localhost\" is not an IP address",
+                "hostnameOverride (--hostname-override): the name of the node is blank",
             ),
             (
                 &["--manifests=x", "--master=http://localhost"],
@@ -421,47 +562,59 @@ mod tests {
             ),
             (
                 &["--cluster-cidr=10.0.0.0/8,11.0.0.0/8"],
-                "--cluster-cidr: takes one CIDR, or one of each address family",
+                "clusterCIDR (--cluster-cidr): takes one CIDR, or one of each address family",
             ),
             (
                 &["--cluster-cidr=10.0.0.0/8, fd00::/64"],
-                "--cluster-cidr: \" fd00::/64\" is not a CIDR",
+                "clusterCIDR (--cluster-cidr): \" fd00::/64\" is not a CIDR",
             ),
             (
                 &["--detect-local-mode=Guess"],
-                "--detect-local-mode: \"Guess\" is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
+                "detectLocalMode (--detect-local-mode): \"Guess\" is none of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
             ),
             (
                 &["--detect-local-mode=BridgeInterface"],
-                "--pod-bridge-interface: must be given for this --detect-local-mode",
+                "detectLocal.bridgeInterface (--pod-bridge-interface): must be given for detectLocalMode BridgeInterface",
             ),
             (
                 &["--iptables-masquerade-bit=32"],
-                "--iptables-masquerade-bit: must be within the range [0, 31]",
+                "iptables.masqueradeBit (--iptables-masquerade-bit): must be within the range [0, 31]",
             ),
             (
                 &["--iptables-masquerade-bit=-1"],
-                "--iptables-masquerade-bit: must be within the range [0, 31]",
+                "iptables.masqueradeBit (--iptables-masquerade-bit): must be within the range [0, 31]",
             ),
             (
                 &["--nodeport-addresses=primary,10.0.0.0/8"],
-                "--nodeport-addresses: the word primary stands alone, without CIDRs",
+                "nodePortAddresses (--nodeport-addresses): the word primary stands alone, without CIDRs",
             ),
             (
                 &["--ipvs-exclude-cidrs=10.0.0.0"],
-                "--ipvs-exclude-cidrs: \"10.0.0.0\" is not a CIDR",
+                "ipvs.excludeCIDRs (--ipvs-exclude-cidrs): \"10.0.0.0\" is not a CIDR",
             ),
             (
                 &["--ipvs-sync-period=0s"],
-                "--ipvs-sync-period: must be greater than 0",
+                "ipvs.syncPeriod (--ipvs-sync-period): must be greater than 0",
             ),
             (
                 &["--ipvs-min-sync-period=1m"],
-                "--ipvs-sync-period: must be greater than or equal to --ipvs-min-sync-period",
+                "ipvs.syncPeriod (--ipvs-sync-period): 30s is less than ipvs.minSyncPeriod 1m0s",
+            ),
+            (
+                &["--oom-score-adj=-1001"],
+                "oomScoreAdj (--oom-score-adj): must be within the range [-1000, 1000]",
+            ),
+            (
+                &["--conntrack-min=-1"],
+                "conntrack.min (--conntrack-min): -1 is negative",
+            ),
+            (
+                &["--show-hidden-metrics-for-version=1.34"],
+                "showHiddenMetricsForVersion (--show-hidden-metrics-for-version): \"1.34\" is none of , 1.35",
             ),
             (
                 &["--ipvs-sync-period=0s", "--iptables-masquerade-bit=32"],
-                "--iptables-masquerade-bit: must be within the range [0, 31]; --ipvs-sync-period: must be greater than 0",
+                "iptables.masqueradeBit (--iptables-masquerade-bit): must be within the range [0, 31]; ipvs.syncPeriod (--ipvs-sync-period): must be greater than 0",
             ),
         ] {
             assert_eq!(
@@ -473,7 +626,7 @@ mod tests {
         assert!(
             settings(&["--ipvs-scheduler=a name that is too long"])
                 .unwrap_err()
-                .contains("--ipvs-scheduler: ")
+                .contains("ipvs.scheduler (--ipvs-scheduler): ")
         );
     }
 }

@@ -26,8 +26,9 @@ fn manifests(name: &str, text: &str) -> PathBuf {
 #[test]
 fn help_and_version_go_to_standard_output() {
     for (args, beginning) in [
-        (["--help"], "Programs Kubernetes Services"),
-        (["--version"], "kube-proxy "),
+        (["--help"], "Usage:\n  kube-proxy [flags]\n"),
+        (["--version"], "Kubernetes v1.36.3\n"),
+        (["--version=raw"], "Kubernetes v1.36.3\n"),
     ] {
         let output = kube_proxy(&args);
         assert!(output.status.success(), "{args:?}");
@@ -40,20 +41,41 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
-fn what_cannot_work_is_one_sentence_and_exit_code_1() {
+fn a_command_line_that_cannot_be_read_shows_the_usage_and_exits_with_1() {
     for args in [
         &["--no-such-flag"][..],
         &["argument"],
         &["--ipvs-sync-period=soon"],
-        &["--proxy-mode=nftables"],
-        &["--manifests=/nonexistent"],
-        &["--kubeconfig=/nonexistent"],
+    ] {
+        let output = kube_proxy(args);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(message.starts_with("Usage:\n"), "{args:?}: {message}");
+        assert!(message.contains("\n\nError: "), "{args:?}: {message}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn what_cannot_work_is_one_line_of_the_log_and_exit_code_1() {
+    for (args, reason) in [
+        (
+            &["--proxy-mode=nftables"][..],
+            "this kube-proxy has the mode ipvs only",
+        ),
+        (&["--manifests=/nonexistent"], "No such file or directory"),
+        (&["--kubeconfig=/nonexistent"], "/nonexistent"),
+        (&["--config=/nonexistent"], "No such file or directory"),
     ] {
         let output = kube_proxy(args);
         let message = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         assert!(
-            message.starts_with("Error: ") && message.lines().count() == 1,
+            message.starts_with('E') && message.lines().count() == 1,
+            "{args:?}: {message}"
+        );
+        assert!(
+            message.contains("\"command failed\" err=\"") && message.contains(reason),
             "{args:?}: {message}"
         );
         assert!(output.stdout.is_empty(), "{args:?}");

@@ -11,7 +11,7 @@ use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender},
     time::{Instant, sleep_until},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, trace, warn};
 
 use crate::{
     applied::Applied,
@@ -289,7 +289,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn record(&mut self, operation: &Operation) {
-        debug!("{operation}");
+        trace!("{operation}");
         self.applied.record(operation);
         if let Operation::Ipvs(command) = operation {
             self.draining.note(command, Instant::now());

@@ -55,7 +55,10 @@ fn a_bad_manifest_costs_itself_only() -> Result<()> {
 fn sentence(kube_proxy: KubeProxy) -> Result<String> {
     let (status, log) = kube_proxy.wait()?;
     assert!(!status.success(), "it succeeded, and said\n{log}");
-    let errors: Vec<_> = log.lines().filter(|line| line.starts_with("Error: ")).collect();
+    let errors: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("command failed"))
+        .collect();
     match errors[..] {
         [error] => Ok(error.to_owned()),
         _ => Err(Error::Unavailable(format!(

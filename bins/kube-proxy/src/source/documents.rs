@@ -2,9 +2,12 @@
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
-use serde_saphyr::{Options, Spanned, UserMessageFormatter};
+use serde_saphyr::Spanned;
 
-use crate::objects::{EndpointSlice, Node, Service};
+use crate::{
+    objects::{EndpointSlice, Node, Service},
+    yaml,
+};
 
 /// An object that is of use here.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ impl Header {
 /// use here are left out.
 pub(super) fn read(text: &str) -> Vec<Result<Document, Error>> {
     let mut results = Vec::new();
-    for (index, (line, text)) in split(text).enumerate() {
+    for (index, (line, text)) in yaml::documents(text).enumerate() {
         let fail = |(line_in_document, message): (u64, String)| Error {
             document: index + 1,
             line: line + line_in_document.saturating_sub(1),
@@ -75,42 +78,6 @@ pub(super) fn read(text: &str) -> Vec<Result<Document, Error>> {
         }
     }
     results
-}
-
-/// The documents of a file with the line that each starts at. Three dashes at the beginning of a line part
-/// documents wherever they stand: YAML allows them nowhere else.
-fn split(text: &str) -> impl Iterator<Item = (u64, &str)> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let is_separator = |line: &str| {
-        line.strip_prefix("---")
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
-    };
-    let mut documents = vec![(1, 0)];
-    let mut offset = 0;
-    for (number, line) in (1..).zip(text.split_inclusive('\n')) {
-        if is_separator(line) && offset > 0 {
-            documents.push((number, offset));
-        }
-        offset += line.len();
-    }
-    let ends: Vec<usize> = documents
-        .iter()
-        .skip(1)
-        .map(|(_, start)| *start)
-        .chain([text.len()])
-        .collect();
-    documents
-        .into_iter()
-        .zip(ends)
-        .filter_map(|((line, start), end)| {
-            let document = text.get(start..end)?;
-            // Blank lines, comments and directives make no document.
-            let has_content = |line: &str| !line.is_empty() && !line.starts_with(['#', '%']) && line != "---";
-            document
-                .lines()
-                .any(|line| has_content(line.trim()))
-                .then_some((line, document))
-        })
 }
 
 /// What went wrong, and at which line of the document.
@@ -156,26 +123,7 @@ fn item_of_list(item: Spanned<Value>) -> Result<Option<Document>, Failure> {
 }
 
 fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
-    // Whoever may write the directory may program Services: there is no reason to limit the size of a file.
-    let options: Options = serde_saphyr::options! { budget: None, with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let message = match error.without_snippet() {
-            // It would name Rust's type.
-            serde_saphyr::Error::InvalidScalar { .. } => "this field cannot have such a value".to_owned(),
-            error => error.render_with_formatter(&UserMessageFormatter),
-        };
-        let Some(location) = error.location() else {
-            return (1, message);
-        };
-        // The place in the message is the document's, not the file's: quote it instead.
-        let place = format!(" at line {}, column {}", location.line(), location.column());
-        let message = message.strip_suffix(&place).unwrap_or(&message);
-        let index = usize::try_from(location.line())
-            .unwrap_or_default()
-            .saturating_sub(1);
-        let quoted = text.lines().nth(index).unwrap_or_default().trim();
-        (location.line(), format!("{message}: `{quoted}`"))
-    })
+    yaml::read(text).map_err(|error| (error.line, error.message))
 }
 
 #[cfg(test)]
