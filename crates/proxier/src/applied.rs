@@ -45,6 +45,7 @@ impl Applied {
             excluded: excluded.to_vec(),
             ..Self::default()
         };
+        let (records, own_addresses) = (observed.records, observed.own_addresses);
         applied.addresses = observed.addresses.into_iter().collect();
         observed
             .elements
@@ -57,7 +58,8 @@ impl Applied {
                 ServiceKey::Address { address, .. } => {
                     !applied.is_excluded(&address)
                         && (applied.addresses.contains(&address)
-                            || applied.elements.contains_key(&Key::Server(key)))
+                            || applied.elements.contains_key(&Key::Server(key))
+                            || records.iter().any(|record| record.names(&key, &own_addresses)))
                 }
                 ServiceKey::Fwmark { family, mark } => marks.contains(&(family, mark)),
             };

@@ -17,6 +17,7 @@
 //! [`Reconciler`], which tells of its work in [`report::Report`]s; one that only wants to know what would be programmed uses a [`Planner`].
 
 mod applied;
+pub mod cleanup;
 pub mod config;
 pub mod diff;
 mod drain;
@@ -33,6 +34,7 @@ pub mod reconciler;
 pub mod report;
 pub mod step;
 pub mod store;
+pub mod takeover;
 #[cfg(test)]
 mod testing;
 pub mod wanted;

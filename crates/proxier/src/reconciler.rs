@@ -52,6 +52,8 @@ pub struct Reconciler<K> {
     queued: bool,
     /// Whether all that exists has been programmed once. Before, nothing is removed (I6).
     complete: bool,
+    /// Whether nothing is left of another kube-proxy's that stands in our place.
+    taken_over: bool,
     verified_at: Instant,
     verify_at: Instant,
     batch_at: Instant,
@@ -113,6 +115,7 @@ impl<K: Kernel> Reconciler<K> {
             reports,
             queued: false,
             complete: false,
+            taken_over: false,
             verified_at: now,
             verify_at,
             batch_at: now,
@@ -184,6 +187,7 @@ impl<K: Kernel> Reconciler<K> {
             self.applied
                 .quiescent()
                 .for_each(|server| self.draining.note_quiescent(server, now));
+            self.take_over().await;
             info!("in sync");
         }
         for (service, status) in planned.statuses.drain() {
@@ -230,6 +234,14 @@ impl<K: Kernel> Reconciler<K> {
                 draining: self.draining.len(),
             },
         }));
+    }
+
+    /// Leaves nothing of another kube-proxy's in force; what cannot be removed now is tried again at the next verification.
+    async fn take_over(&mut self) {
+        match self.kernel.take_over().await {
+            Ok(()) => self.taken_over = true,
+            Err(failure) => error!("cannot take the place of what another kube-proxy has left: {failure}"),
+        }
     }
 
     /// Makes the kernel hold what is wanted under these keys, as far as it lets us.
@@ -357,6 +369,9 @@ impl<K: Kernel> Reconciler<K> {
             keys.extend(self.applied.keys());
         }
         self.reconcile(keys, &mut progress).await;
+        if self.complete && !self.taken_over {
+            self.take_over().await;
+        }
         self.tell_sync(progress, Planned::default());
     }
 
@@ -512,6 +527,26 @@ mod tests {
                 "nft delete element ip kube-proxy service-addresses { 10.96.0.10 }",
             ]
         );
+    }
+
+    /// I6, F2
+    #[tokio::test(start_paused = true)]
+    async fn another_kube_proxy_s_state_is_taken_over_when_all_is_programmed() {
+        let kernel = FakeKernel::default();
+        kernel.change(|state| {
+            state.upstream = Some("upstream's");
+            state.take_over_fails = true;
+        });
+        let mut running = Running::on(&kernel).await;
+        running.send(Change::Service(web()));
+        running.pass(MOMENT).await;
+        assert_eq!(kernel.take_log(), [""; 0], "nothing before the source is in sync");
+        running.send(Change::Synced);
+        running.pass(MOMENT).await;
+        assert!(!kernel.take_log().contains(&"take over upstream's".to_owned()));
+        kernel.change(|state| state.take_over_fails = false);
+        running.pass(Duration::from_secs(300)).await;
+        assert_eq!(kernel.take_log(), ["take over upstream's"], "it is tried again");
     }
 
     #[tokio::test(start_paused = true)]

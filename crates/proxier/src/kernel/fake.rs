@@ -32,6 +32,10 @@ pub(crate) struct State {
     pub(crate) log: Vec<String>,
     /// Operations, by their text, that are refused.
     pub(crate) refused: BTreeSet<String>,
+    /// What another kube-proxy has left.
+    pub(crate) upstream: Option<&'static str>,
+    /// Whether that cannot be taken over.
+    pub(crate) take_over_fails: bool,
     /// Whether reading the state fails.
     pub(crate) unreadable: bool,
 }
@@ -66,6 +70,7 @@ impl State {
                 .collect(),
             addresses: self.addresses.iter().copied().collect(),
             elements: self.elements.iter().copied().collect(),
+            records: Vec::new(),
         }
     }
 
@@ -159,6 +164,21 @@ impl Kernel for FakeKernel {
 
     async fn connections(&mut self) -> Result<HashMap<RealServer, u64>, Failure> {
         Ok(self.change(|state| state.connections.clone()))
+    }
+
+    async fn take_over(&mut self) -> Result<(), Failure> {
+        self.change(|state| match state.take_over_fails {
+            true => Err(Failure {
+                kind: FailureKind::Refused,
+                reason: "refused: take over".to_owned(),
+            }),
+            false => {
+                state
+                    .log
+                    .extend(state.upstream.take().map(|what| format!("take over {what}")));
+                Ok(())
+            }
+        })
     }
 
     async fn event(&mut self) -> Event {

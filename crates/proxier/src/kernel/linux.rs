@@ -1,7 +1,7 @@
 //! The real kernel.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs,
     net::{IpAddr, Ipv4Addr},
 };
@@ -16,12 +16,13 @@ use tracing::{info, warn};
 use super::{
     Event, Failure, FailureKind, Kernel, Observed,
     link::{self, Link},
-    netfilter::{self, Netfilter, Ruleset},
+    netfilter::{self, Element, Netfilter, Ruleset},
     sysctl::{self, KernelVersion},
 };
 use crate::{
     config::{Config, Timeouts},
     step::{Operation, RealServer},
+    takeover::{self, Upstream},
 };
 
 /// Where a scheduler is tried out: an address for documentation (RFC 5737), which no Service has.
@@ -43,6 +44,9 @@ pub enum Error {
     /// A kernel setting that Services depend on cannot be made.
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
+    /// What upstream's kube-proxy has left cannot be read.
+    #[error(transparent)]
+    Upstream(#[from] takeover::Error),
     /// The kernel has neither IPv4 nor IPv6.
     #[error("this kernel has nftables for no address family: load the module nf_tables")]
     NoFamily,
@@ -56,6 +60,12 @@ pub struct Linux {
     link: Link,
     families: Vec<Family>,
     ruleset: Ruleset,
+    timeouts: Timeouts,
+    /// What upstream's kube-proxy has left, until it is removed.
+    upstream: Option<Upstream>,
+    /// The elements of those families in which upstream's rules go on sending flows to endpoints. Our table takes
+    /// their place all at once, when everything is programmed that it stands for.
+    waiting: HashMap<Family, BTreeSet<Element>>,
 }
 
 impl Linux {
@@ -80,10 +90,24 @@ impl Linux {
             info!("sysctl {change}");
         }
         set_timeouts(&mut ipvs, config.timeouts).await?;
+        let mut upstream = Upstream::connect()?;
+        let mut waiting = HashMap::new();
         let ruleset = ruleset(config);
         let mut supported = Vec::new();
         for family in families {
-            match netfilter.ensure_base(family, &ruleset).await {
+            let foreign = netfilter.is_foreign(family).await;
+            let made = match foreign {
+                Ok(foreign) if foreign || upstream.translates(family).await? => {
+                    info!(
+                        "upstream's rules go on sending flows to endpoints until all is programmed, {family}"
+                    );
+                    waiting.insert(family, BTreeSet::new());
+                    Ok(false)
+                }
+                Ok(_) => netfilter.ensure_base(family, &ruleset).await,
+                Err(error) => Err(error),
+            };
+            match made {
                 Ok(_) => supported.push(family),
                 Err(netfilter::Error::NotSupported) => warn!("this kernel has no nftables for {family}"),
                 Err(error) => return Err(error.into()),
@@ -99,6 +123,9 @@ impl Linux {
             link,
             families: supported,
             ruleset,
+            timeouts: config.timeouts,
+            upstream: Some(upstream),
+            waiting,
         })
     }
 
@@ -115,6 +142,9 @@ impl Linux {
             link: Link::connect()?,
             families: families(),
             ruleset: ruleset(config),
+            timeouts: config.timeouts,
+            upstream: Some(Upstream::connect()?),
+            waiting: HashMap::new(),
         };
         let mut differences = Vec::new();
         for family in &kernel.families {
@@ -137,8 +167,13 @@ impl Linux {
     }
 
     async fn read(&mut self) -> Result<Observed, Error> {
+        if set_timeouts(&mut self.ipvs, self.timeouts).await? {
+            warn!("the timeouts of IPVS had been changed, and are as configured again");
+        }
         for family in &self.families {
-            if self.netfilter.ensure_base(*family, &self.ruleset).await? {
+            if !self.waiting.contains_key(family)
+                && self.netfilter.ensure_base(*family, &self.ruleset).await?
+            {
                 warn!("the nftables table for {family} had been changed, and is ours again");
             }
         }
@@ -155,7 +190,13 @@ impl Linux {
             ..Observed::default()
         };
         for family in &self.families {
-            observed.elements.extend(self.netfilter.elements(*family).await?);
+            match self.waiting.get(family) {
+                Some(elements) => observed.elements.extend(elements),
+                None => observed.elements.extend(self.netfilter.elements(*family).await?),
+            }
+        }
+        if let Some(upstream) = &mut self.upstream {
+            observed.records = upstream.records().await?;
         }
         let addresses = self.link.addresses().await?;
         (observed.own_addresses, observed.addresses) = (addresses.node, addresses.service);
@@ -164,6 +205,50 @@ impl Linux {
             .map(|(entry, destinations)| (entry.service, destinations.iter().map(destination).collect()))
             .collect();
         Ok(observed)
+    }
+
+    async fn update_elements(&mut self, updates: &[netfilter::Update]) -> Vec<Result<(), netfilter::Error>> {
+        let mut now = Vec::with_capacity(updates.len());
+        for update in updates {
+            match (self.waiting.get_mut(&update.family()), update) {
+                (Some(waiting), netfilter::Update::Add(element)) => _ = waiting.insert(*element),
+                (Some(waiting), netfilter::Update::Remove(element)) => _ = waiting.remove(element),
+                (None, update) => now.push(*update),
+            }
+        }
+        let mut results = self.netfilter.update(&now).await.into_iter();
+        let result = |update: &netfilter::Update| match self.waiting.contains_key(&update.family()) {
+            true => Ok(()),
+            false => results.next().unwrap_or(Ok(())),
+        };
+        updates.iter().map(result).collect()
+    }
+
+    async fn replace_upstream(&mut self) -> Result<(), Error> {
+        for family in self.families.clone() {
+            let Some(elements) = self.waiting.get(&family) else {
+                continue;
+            };
+            self.netfilter
+                .replace_table(family, &self.ruleset, elements.iter().copied())
+                .await?;
+            self.waiting.remove(&family);
+            info!("our nftables table is in the place of upstream's rules, {family}");
+        }
+        let Some(upstream) = &mut self.upstream else {
+            return Ok(());
+        };
+        let mut outcome = Ok(());
+        for error in upstream.remove(true).await {
+            match error {
+                error @ takeover::Error::Netfilter(_) => outcome = Err(error.into()),
+                error => warn!("left of upstream's kube-proxy: {error}"),
+            }
+        }
+        if outcome.is_ok() {
+            self.upstream = None;
+        }
+        outcome
     }
 }
 
@@ -209,7 +294,11 @@ async fn probe_scheduler(ipvs: &mut Handle, scheduler: &Scheduler) -> Result<(),
     ipvs.execute(&Command::DelService(key)).await
 }
 
-async fn set_timeouts(ipvs: &mut Handle, timeouts: Timeouts) -> Result<(), ipvs::Error> {
+/// Returns whether they had to be changed.
+async fn set_timeouts(ipvs: &mut Handle, timeouts: Timeouts) -> Result<bool, ipvs::Error> {
+    if timeouts == Timeouts::default() {
+        return Ok(false);
+    }
     let seconds = |duration: std::time::Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
     let has = ipvs.timeouts().await?;
     let or_kept = |wanted: std::time::Duration, has: u32| match seconds(wanted) {
@@ -222,9 +311,10 @@ async fn set_timeouts(ipvs: &mut Handle, timeouts: Timeouts) -> Result<(), ipvs:
         udp: or_kept(timeouts.udp, has.udp),
     };
     if wants == has {
-        return Ok(());
+        return Ok(false);
     }
-    ipvs.execute(&Command::SetTimeouts(wants)).await
+    ipvs.execute(&Command::SetTimeouts(wants)).await?;
+    Ok(true)
 }
 
 fn destination(read: &ProcDestination) -> Destination {
@@ -249,7 +339,7 @@ impl Kernel for Linux {
         match operations.first() {
             Some(Operation::Netfilter(_)) => {
                 let updates: Vec<_> = operations.iter().filter_map(netfilter_update).collect();
-                let results = self.netfilter.update(&updates).await;
+                let results = self.update_elements(&updates).await;
                 std::iter::zip(&updates, results)
                     .map(|(update, result)| of_netfilter(update, result))
                     .collect()
@@ -291,6 +381,12 @@ impl Kernel for Linux {
             .iter()
             .flat_map(|(entry, destinations)| connections(entry, destinations))
             .collect())
+    }
+
+    async fn take_over(&mut self) -> Result<(), Failure> {
+        self.replace_upstream()
+            .await
+            .map_err(|error| Failure::unknown(&error))
     }
 
     async fn event(&mut self) -> Event {

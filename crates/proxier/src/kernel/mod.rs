@@ -4,14 +4,18 @@ use std::{collections::HashMap, fmt, future::Future, net::IpAddr};
 
 use ipvs::{Destination, Family};
 
-use crate::step::{Operation, RealServer};
+use crate::{
+    step::{Operation, RealServer},
+    takeover::Record,
+};
 
 #[cfg(test)]
 pub(crate) mod fake;
+pub(crate) mod ipset;
 pub mod link;
 pub mod linux;
 pub mod netfilter;
-mod nfnetlink;
+pub(crate) mod nfnetlink;
 pub mod sysctl;
 
 /// What the kernel holds that concerns Services, in one reading.
@@ -27,6 +31,8 @@ pub struct Observed {
     pub addresses: Vec<IpAddr>,
     /// The elements of our nftables tables.
     pub elements: Vec<netfilter::Element>,
+    /// What upstream's kube-proxy has on record, until that has been removed.
+    pub records: Vec<Record>,
 }
 
 /// Something happened in the kernel that we did not do.
@@ -82,6 +88,9 @@ pub trait Kernel {
 
     /// The connections, active and inactive, of every real server.
     fn connections(&mut self) -> impl Future<Output = Result<HashMap<RealServer, u64>, Failure>>;
+
+    /// All that exists is programmed: has it take the place of what another kube-proxy has left, which is removed.
+    fn take_over(&mut self) -> impl Future<Output = Result<(), Failure>>;
 
     /// Waits for something that we did not do. Dropping the future loses nothing.
     fn event(&mut self) -> impl Future<Output = Event>;

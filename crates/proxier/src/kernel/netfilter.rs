@@ -265,6 +265,14 @@ pub enum Update {
     Remove(Element),
 }
 
+impl Update {
+    /// The address family of the table that it changes.
+    pub(crate) fn family(&self) -> Family {
+        let (Self::Add(element) | Self::Remove(element)) = self;
+        Family::of(element.address())
+    }
+}
+
 /// Why the kernel's nftables could not be read or changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -358,17 +366,49 @@ impl Netfilter {
         }
         let base = Base::new(family, ruleset);
         let elements = self.elements(family).await?;
+        self.replace(family, &base, elements).await?;
+        Ok(true)
+    }
+
+    /// Whether the table of our name in a family is not ours: upstream's mode nftables has one. One without rules is
+    /// nobody's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSupported`] if the kernel lacks the family.
+    pub async fn is_foreign(&mut self, family: Family) -> Result<bool, Error> {
+        let rules = self.rules(family).await?;
+        Ok(!rules.is_empty() && !rules.iter().any(|(_, comment)| ruleset::is_ours(comment)))
+    }
+
+    /// Replaces the table of a family, whoever made it, by ours with these elements, all at once.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has changed after an error whose outcome is known.
+    pub async fn replace_table(
+        &mut self,
+        family: Family,
+        ruleset: &Ruleset,
+        elements: impl IntoIterator<Item = Element>,
+    ) -> Result<(), Error> {
+        self.replace(family, &Base::new(family, ruleset), elements).await
+    }
+
+    async fn replace(
+        &mut self,
+        family: Family,
+        base: &Base,
+        elements: impl IntoIterator<Item = Element>,
+    ) -> Result<(), Error> {
         let add = elements
             .into_iter()
             .map(|element| update_message(&Update::Add(element)));
-        self.transaction(
-            replace_table(family)
-                .into_iter()
-                .chain(base.messages())
-                .chain(add),
-        )
-        .await?;
-        Ok(true)
+        let messages = replace_table(family)
+            .into_iter()
+            .chain(base.messages())
+            .chain(add);
+        Ok(self.transaction(messages).await?)
     }
 
     /// Whether the table of a family, its sets, chains and rules, are there as `ruleset` wants them.

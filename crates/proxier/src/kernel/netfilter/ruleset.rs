@@ -33,6 +33,14 @@ const POSTROUTING: &str = "postrouting";
 const CLIENTS_ON_THIS_NODE: &str = "clients on this node";
 const CLIENTS_IN_PODS: &str = "clients in the cluster";
 
+/// What the first rule's comment has before the number of the ruleset.
+const RULESET: &str = "; ruleset ";
+
+/// Whether a rule's comment says that its table is ours.
+pub(super) fn is_ours(comment: &str) -> bool {
+    comment.contains(RULESET)
+}
+
 /// What an operator's settings make of the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
@@ -78,7 +86,7 @@ impl Base {
         }
         if let Some(rule) = base.rules.first_mut() {
             rule.comment
-                .push_str(&format!("; ruleset {:016x}", hasher.finish()));
+                .push_str(&format!("{RULESET}{:016x}", hasher.finish()));
         }
         base
     }
