@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 mod read;
 mod write;
 
-pub(crate) use read::{of_file, of_flags};
+pub(crate) use read::{Error, File, of_file, of_flags};
 
 use crate::duration::GoDuration;
 
@@ -68,6 +68,7 @@ pub(crate) struct ClientConnection {
     pub(crate) accept_content_types: String,
     pub(crate) content_type: String,
     /// Requests a second.
+    #[serde(serialize_with = "shortest")]
     pub(crate) qps: f32,
     pub(crate) burst: i32,
 }
@@ -360,4 +361,12 @@ fn null_if_empty<S: Serializer>(list: &[String], serializer: S) -> Result<S::Ok,
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+/// Writes a number without the digits that only a wider type has, and without a fraction if it is whole.
+fn shortest<S: Serializer>(number: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    match number.to_string().parse::<i64>() {
+        Ok(whole) => serializer.serialize_i64(whole),
+        Err(_) => serializer.serialize_f64(number.to_string().parse().unwrap_or_else(|_| f64::from(*number))),
+    }
 }

@@ -311,10 +311,15 @@ impl Flags {
 
     /// Those on the command line that change nothing, as they are written there.
     pub(crate) fn without_effect(&self) -> impl Iterator<Item = &'static str> {
-        let group = GROUPS.iter().find(|group| group.heading == WITHOUT_EFFECT);
-        let flags = group.into_iter().flat_map(|group| group.flags);
-        flags
+        flags_without_effect()
             .filter(|flag| self.given(flag).is_some())
+            .map(|flag| flag.name)
+    }
+
+    /// Those on the command line that would write a field, while a file decides all fields.
+    pub(crate) fn overruled(&self) -> impl Iterator<Item = &'static str> {
+        flags()
+            .filter(|flag| matches!(flag.target, Target::Field(_)) && self.given(flag).is_some())
             .map(|flag| flag.name)
     }
 
@@ -334,6 +339,19 @@ impl Flags {
 /// Every flag there is.
 pub(crate) fn flags() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().flat_map(|group| group.flags)
+}
+
+fn flags_without_effect() -> impl Iterator<Item = &'static Flag> {
+    let groups = GROUPS.iter().filter(|group| group.heading == WITHOUT_EFFECT);
+    groups.flat_map(|group| group.flags)
+}
+
+/// The fields that flags write and that change nothing.
+pub(crate) fn fields_without_effect() -> impl Iterator<Item = &'static str> {
+    flags_without_effect().filter_map(|flag| match flag.target {
+        Target::Field(path) | Target::Override(path) => Some(path),
+        Target::Run => None,
+    })
 }
 
 /// The flag that writes a field.
@@ -476,7 +494,7 @@ fn default(flag: &Flag) -> Option<Value> {
     let (Target::Field(path) | Target::Override(path)) = flag.target else {
         return None;
     };
-    let defaults = serde_json::to_value(Configuration::default()).ok()?;
+    let defaults = Configuration::default().to_value();
     defaults.pointer(&format!("/{}", path.replace('.', "/"))).cloned()
 }
 

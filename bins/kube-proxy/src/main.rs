@@ -3,11 +3,12 @@
 use std::{
     error::Error,
     fs,
+    future::pending,
     io::{self, Write},
     process::ExitCode,
 };
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 mod address;
 mod annotations;
@@ -23,10 +24,12 @@ mod run;
 mod settings;
 mod source;
 mod version;
+mod watch;
 mod yaml;
 
 use crate::{
     configuration::{Configuration, Logging},
+    feature_gates::FeatureGates,
     flags::Flags,
     settings::Settings,
 };
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
     if let Some(version) = version::asked_for(&flags) {
         return print(&version);
     }
-    match configured(&flags).and_then(|configuration| run(configuration, &flags)) {
+    match start(&flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(err = %error, "command failed");
@@ -59,43 +62,97 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-/// The configuration. From here on there is a log.
-fn configured(flags: &Flags) -> Result<Configuration, Box<dyn Error>> {
-    let file = flags.text("config");
-    let read = if file.is_empty() {
-        configuration::of_flags(flags).map(|configuration| (configuration, Vec::new()))
-    } else {
-        configuration::of_file(file.into(), flags)
-    };
-    let (configuration, complaints) = read.inspect_err(|_| logging::start(&Logging::default()))?;
+fn start(flags: &Flags) -> Result<(), Box<dyn Error>> {
+    let read = Configured::read(flags).inspect_err(|_| logging::start(&Logging::default()))?;
+    let configuration = read.configuration().clone();
     logging::start(&configuration.logging);
-    if !complaints.is_empty() {
-        info!(
-            err = complaints.join("; "),
-            "Using lenient decoding as strict decoding failed"
-        );
-    }
-    let ignored: Vec<&str> = flags.without_effect().collect();
-    if !ignored.is_empty() {
-        info!(flags = ignored.join(","), "These flags have no effect here");
-    }
-    Ok(configuration)
-}
-
-fn run(configuration: Configuration, flags: &Flags) -> Result<(), Box<dyn Error>> {
+    read.comment(flags);
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let settings = Settings::new(configuration, flags, &hostname)?;
-    let file = flags.text("write-config-to");
-    if !file.is_empty() {
-        fs::write(&file, settings.configuration.to_yaml()?).map_err(|error| format!("{file}: {error}"))?;
-        info!(file, "Wrote configuration");
+    let target = flags.text("write-config-to");
+    if !target.is_empty() {
+        fs::write(&target, settings.configuration.to_yaml()?)
+            .map_err(|error| format!("{target}: {error}"))?;
+        info!(file = target, "Wrote configuration");
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let result = runtime.block_on(run::run(settings));
+    let result = runtime.block_on(async {
+        tokio::select! {
+            ended = run::run(settings) => Ok(ended?),
+            // Whoever started this starts it again, which costs no connection.
+            () = read.changed() => Err("content of the proxy server's configuration file was updated".into()),
+        }
+    });
     // Name look-ups that are still under way must not hold up the end.
     runtime.shutdown_background();
-    Ok(result?)
+    result
+}
+
+/// Where the configuration is from.
+enum Configured {
+    ByFlags(Configuration),
+    ByFile(configuration::File),
+}
+
+impl Configured {
+    fn read(flags: &Flags) -> Result<Self, configuration::Error> {
+        match flags.text("config") {
+            none if none.is_empty() => configuration::of_flags(flags).map(Self::ByFlags),
+            file => configuration::of_file(file.into(), flags).map(Self::ByFile),
+        }
+    }
+
+    fn configuration(&self) -> &Configuration {
+        match self {
+            Self::ByFlags(configuration) => configuration,
+            Self::ByFile(file) => &file.configuration,
+        }
+    }
+
+    /// Tells what an operator may have meant otherwise.
+    fn comment(&self, flags: &Flags) {
+        let list = |names: Vec<&str>| (!names.is_empty()).then(|| names.join(", "));
+        if let Self::ByFile(file) = self {
+            if !file.complaints.is_empty() {
+                let complaints = file.complaints.join("; ");
+                info!(
+                    err = complaints,
+                    "Using lenient decoding as strict decoding failed"
+                );
+            }
+            if let Some(flags) = list(flags.overruled().collect()) {
+                info!(
+                    flags,
+                    "The configuration file decides alone, so these flags are ignored"
+                );
+            }
+            if let Some(fields) = list(file.without_effect.clone()) {
+                info!(
+                    fields,
+                    "These fields of the configuration file have no effect here"
+                );
+            }
+        }
+        if let Some(flags) = list(flags.without_effect().collect()) {
+            info!(flags, "These flags have no effect here");
+        }
+        for (name, stage) in FeatureGates::on_their_way_out(&self.configuration().feature_gates) {
+            warn!(
+                featureGate = name,
+                ?stage,
+                "This feature gate will be removed in a future release"
+            );
+        }
+    }
+
+    /// Waits until the file says something else; for ever if there is none.
+    async fn changed(&self) {
+        match self {
+            Self::ByFlags(_) => pending().await,
+            Self::ByFile(file) => file.changed().await,
+        }
+    }
 }

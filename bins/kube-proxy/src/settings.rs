@@ -16,7 +16,7 @@ use proxier::{
 
 use crate::{
     address::{Listener, parse_cidr, parse_ip, parse_listener},
-    configuration::{self, Configuration},
+    configuration::{self, Configuration, Logging, VModule},
     duration::GoDuration,
     feature_gates::FeatureGates,
     flags::{self, Flags},
@@ -118,13 +118,13 @@ impl Settings {
         let mut errors = Errors::default();
         let c = &configuration;
         without_effect(c, &mut errors);
-        let feature_gates = FeatureGates::new(&c.feature_gates)
-            .map_err(|problems| {
-                problems
-                    .iter()
-                    .for_each(|problem| errors.add("featureGates", problem))
-            })
-            .unwrap_or_default();
+        let feature_gates = FeatureGates::new(&c.feature_gates).unwrap_or_else(|problems| {
+            problems
+                .iter()
+                .for_each(|problem| errors.add("featureGates", problem));
+            FeatureGates::default()
+        });
+        logging(&c.logging, &feature_gates, &mut errors);
         let (local_detector, local_is_node_cidrs) = local_detector(c, &mut errors);
         let settings = Self {
             config: Config {
@@ -233,7 +233,18 @@ impl Errors {
 
     fn one_of(&mut self, field: &str, text: &str, allowed: &[&str]) {
         if !allowed.contains(&text) {
-            self.add(field, format_args!("{text:?} is none of {}", allowed.join(", ")));
+            self.add(
+                field,
+                format_args!(
+                    "{text:?} is none of {}",
+                    allowed
+                        .iter()
+                        .filter(|allowed| !allowed.is_empty())
+                        .copied()
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ),
+            );
         }
     }
 }
@@ -252,6 +263,66 @@ fn without_effect(c: &Configuration, errors: &mut Errors) {
         &c.show_hidden_metrics_for_version,
         &["", configuration::PREVIOUS_MINOR],
     );
+}
+
+fn logging(c: &Logging, gates: &FeatureGates, errors: &mut Errors) {
+    errors.one_of("logging.format", &c.format, &["text", "json"]);
+    if c.format == "json" && !gates.logging_beta_options() {
+        errors.add("logging.format", "json needs the feature gate LoggingBetaOptions");
+    }
+    if c.flush_frequency.duration().is_zero() {
+        errors.add("logging.flushFrequency", "must be greater than 0");
+    }
+    if i32::try_from(c.verbosity).is_err() {
+        errors.add("logging.verbosity", "must be a number of 31 bits");
+    }
+    if c.format != "text" && !c.vmodule.is_empty() {
+        errors.add("logging.vmodule", "is for the format text only");
+    }
+    for (
+        index,
+        VModule {
+            file_pattern,
+            verbosity,
+        },
+    ) in c.vmodule.iter().enumerate()
+    {
+        let item = format!("logging.vmodule[{index}]");
+        if file_pattern.is_empty() || file_pattern.contains(['=', ',']) {
+            let problem = "is empty, or has a comma or an equals sign";
+            errors.add(
+                &format!("{item}.filePattern"),
+                format_args!("{file_pattern:?} {problem}"),
+            );
+        }
+        if i32::try_from(*verbosity).is_err() {
+            errors.add(&format!("{item}.verbosity"), "must be a number of 31 bits");
+        }
+    }
+    for (format, options) in [("text", &c.options.text), ("json", &c.options.json)] {
+        let field = |name| format!("logging.options.{format}.{name}");
+        let is_zero = !options
+            .info_buffer_size
+            .0
+            .contains(|c: char| ('1'..='9').contains(&c));
+        if !options.info_buffer_size.is_valid() {
+            errors.add(
+                &field("infoBufferSize"),
+                "must be a number of bytes such as 512, 1K or 2Ki",
+            );
+        } else if !is_zero && !gates.logging_alpha_options() {
+            errors.add(
+                &field("infoBufferSize"),
+                "needs the feature gate LoggingAlphaOptions",
+            );
+        }
+        if options.split_stream && !gates.logging_alpha_options() {
+            errors.add(
+                &field("splitStream"),
+                "needs the feature gate LoggingAlphaOptions",
+            );
+        }
+    }
 }
 
 fn node_name(c: &Configuration, hostname: &str, errors: &mut Errors) -> String {
@@ -484,6 +555,93 @@ mod tests {
     }
 
     #[test]
+    fn the_servers_limits_and_tasks_follow_their_flags() {
+        let defaults = settings(&[]).unwrap();
+        assert_eq!(
+            defaults.healthz_bind_address,
+            Some("0.0.0.0:10256".parse().unwrap())
+        );
+        assert_eq!(
+            defaults.metrics_bind_address,
+            Some("127.0.0.1:10249".parse().unwrap())
+        );
+        assert_eq!(defaults.conntrack.max_per_core, Some(32768));
+        assert_eq!(
+            defaults.conntrack.tcp_established,
+            Some(Duration::from_secs(24 * 3600))
+        );
+        assert_eq!(defaults.conntrack.udp, None);
+        let settings = settings(&[
+            "--healthz-bind-address=",
+            "--metrics-bind-address=0",
+            "--bind-address-hard-fail",
+            "--profiling",
+            "--conntrack-max-per-core=0",
+            "--conntrack-min=1",
+            "--conntrack-tcp-timeout-established=0",
+            "--conntrack-tcp-timeout-close-wait=2s",
+            "--conntrack-tcp-be-liberal",
+            "--conntrack-udp-timeout=3s",
+            "--conntrack-udp-timeout-stream=4s",
+            "--oom-score-adj=0",
+            "--kubeconfig=/k",
+            "--master=http://192.0.2.1",
+            "--kube-api-qps=-1",
+            "--kube-api-burst=2",
+            "--kube-api-content-type=application/json",
+            "--cleanup",
+            "--init-only",
+            "--feature-gates=AllowServiceExternalIPs=false",
+        ])
+        .unwrap();
+        assert_eq!(
+            (settings.healthz_bind_address, settings.metrics_bind_address),
+            (None, None)
+        );
+        assert!(
+            settings.bind_address_hard_fail && settings.profiling && settings.cleanup && settings.init_only
+        );
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(
+            settings.conntrack,
+            Conntrack {
+                max_per_core: None,
+                min: 1,
+                tcp_established: None,
+                tcp_close_wait: seconds(2),
+                be_liberal: true,
+                udp: seconds(3),
+                udp_stream: seconds(4),
+            }
+        );
+        assert_eq!(settings.oom_score_adj, 0);
+        assert_eq!(
+            settings.client,
+            Client {
+                kubeconfig: Some("/k".into()),
+                master: Some("http://192.0.2.1".to_owned()),
+                qps: -1.0,
+                burst: 2,
+                accept_content_types: String::new(),
+                content_type: "application/json".to_owned(),
+            }
+        );
+        assert!(!settings.feature_gates.external_ips());
+        let value = |name: &str| {
+            settings
+                .flag_values
+                .iter()
+                .find(|(flag, _)| flag == name)
+                .unwrap()
+                .1
+                .clone()
+        };
+        assert_eq!(value("conntrack-min"), "1");
+        assert_eq!(value("ipvs-sync-period"), "30s");
+        assert_eq!(value("feature-gates"), "AllowServiceExternalIPs=false");
+    }
+
+    #[test]
     fn the_local_detector_follows_the_mode() {
         for (args, detector, node_cidrs) in [
             (
@@ -610,7 +768,38 @@ mod tests {
             ),
             (
                 &["--show-hidden-metrics-for-version=1.34"],
-                "showHiddenMetricsForVersion (--show-hidden-metrics-for-version): \"1.34\" is none of , 1.35",
+                "showHiddenMetricsForVersion (--show-hidden-metrics-for-version): \"1.34\" is none of 1.35",
+            ),
+            (
+                &["--feature-gates=NoSuchGate=true"],
+                "featureGates (--feature-gates): unrecognized feature gate: NoSuchGate",
+            ),
+            (
+                &["--logging-format=xml"],
+                "logging.format (--logging-format): \"xml\" is none of text, json",
+            ),
+            (
+                &[
+                    "--logging-format=json",
+                    "--feature-gates=LoggingBetaOptions=false",
+                ],
+                "logging.format (--logging-format): json needs the feature gate LoggingBetaOptions",
+            ),
+            (
+                &["--logging-format=json", "--vmodule=a=1"],
+                "logging.vmodule (--vmodule): is for the format text only",
+            ),
+            (
+                &["--log-flush-frequency=0"],
+                "logging.flushFrequency (--log-flush-frequency): must be greater than 0",
+            ),
+            (
+                &["--log-text-split-stream"],
+                "logging.options.text.splitStream (--log-text-split-stream): needs the feature gate LoggingAlphaOptions",
+            ),
+            (
+                &["--log-json-info-buffer-size=1Ki"],
+                "logging.options.json.infoBufferSize (--log-json-info-buffer-size): needs the feature gate LoggingAlphaOptions",
             ),
             (
                 &["--ipvs-sync-period=0s", "--iptables-masquerade-bit=32"],

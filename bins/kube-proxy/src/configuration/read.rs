@@ -1,9 +1,9 @@
 //! Where a configuration comes from: flags, or a file.
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde_json::{Map, Value};
@@ -12,6 +12,7 @@ use super::{API_VERSION, Configuration, DISABLED, KIND};
 use crate::{
     address::{Listener, parse_ip, parse_listener},
     flags::{self, Flags, Target},
+    watch::Watch,
     yaml,
 };
 
@@ -25,6 +26,33 @@ pub(crate) enum Error {
     #[error("{0}")]
     Flags(String),
 }
+
+/// The configuration in a file.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) configuration: Configuration,
+    /// What a strict reader would have refused: fields that are unknown, or there twice.
+    pub(crate) complaints: Vec<String>,
+    /// The fields that it decides and that change nothing here.
+    pub(crate) without_effect: Vec<&'static str>,
+    path: PathBuf,
+    text: String,
+}
+
+/// Fields that change nothing here, besides those that a flag tells so of.
+const WITHOUT_EFFECT: [&str; 11] = [
+    "nftables.masqueradeAll",
+    "nftables.masqueradeBit",
+    "nftables.minSyncPeriod",
+    "nftables.syncPeriod",
+    "portRange",
+    "windowsRunAsService",
+    "winkernel.enableDSR",
+    "winkernel.forwardHealthCheckVip",
+    "winkernel.networkName",
+    "winkernel.rootHnsEndpointName",
+    "winkernel.sourceVip",
+];
 
 /// The configuration that the command line describes.
 pub(crate) fn of_flags(flags: &Flags) -> Result<Configuration, Error> {
@@ -54,28 +82,72 @@ pub(crate) fn of_flags(flags: &Flags) -> Result<Configuration, Error> {
     );
     let mut configuration = typed(fields, &mut Vec::new()).map_err(Error::Flags)?;
     configuration.complete_listeners();
+    configuration.forget_other_modes();
     Ok(configuration)
 }
 
-/// The configuration in a file, with what flags decide in any case. Also what a strict reader would have refused:
-/// fields that are unknown, or there twice.
-pub(crate) fn of_file(path: PathBuf, flags: &Flags) -> Result<(Configuration, Vec<String>), Error> {
-    let text = match std::fs::read_to_string(&path) {
+/// The configuration in a file, with what flags decide in any case.
+pub(crate) fn of_file(path: PathBuf, flags: &Flags) -> Result<File, Error> {
+    let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(source) => return Err(Error::Unreadable { path, source }),
     };
-    let mut complaints = Vec::new();
-    match decode(&text, flags, &mut complaints) {
-        Ok(configuration) => Ok((configuration, complaints)),
+    match decode(&text) {
+        Ok((configuration, complaints, without_effect)) => match with_overrides(&configuration, flags) {
+            Ok(configuration) => Ok(File {
+                configuration,
+                complaints,
+                without_effect,
+                path,
+                text,
+            }),
+            Err(message) => Err(Error::Flags(message)),
+        },
         Err(message) => Err(Error::Invalid { path, message }),
     }
 }
 
-fn decode(text: &str, flags: &Flags, complaints: &mut Vec<String>) -> Result<Configuration, String> {
-    let mut configuration = typed(fields(text, complaints)?, complaints)?;
+impl File {
+    /// Waits until the file says something else than it did (Q46). While it cannot be read, it says what it said.
+    pub(crate) async fn changed(&self) {
+        let directory = match self.path.parent() {
+            Some(directory) if !directory.as_os_str().is_empty() => directory,
+            _ => Path::new("."),
+        };
+        let mut watch = Watch::new();
+        loop {
+            // Watched before it is read, so that no change falls in between.
+            watch.set(directory);
+            if fs::read_to_string(&self.path).is_ok_and(|text| text != self.text) {
+                return;
+            }
+            watch.changed().await;
+        }
+    }
+}
+
+/// A file's configuration, what of it is not understood, and what of it changes nothing.
+type Decoded = (Configuration, Vec<String>, Vec<&'static str>);
+
+fn decode(text: &str) -> Result<Decoded, String> {
+    let mut complaints = Vec::new();
+    let mut configuration = typed(fields(text, &mut complaints)?, &mut complaints)?;
     configuration.complete();
-    let Ok(Value::Object(mut fields)) = serde_json::to_value(&configuration) else {
-        return Ok(configuration);
+    let (found, defaults) = (configuration.to_value(), Configuration::default().to_value());
+    let differs = |path: &&str| {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        found.pointer(&pointer) != defaults.pointer(&pointer)
+    };
+    let fields = WITHOUT_EFFECT.into_iter().chain(flags::fields_without_effect());
+    let without_effect = fields.filter(differs).collect();
+    configuration.forget_other_modes();
+    Ok((configuration, complaints, without_effect))
+}
+
+/// The configuration with what flags decide in any case.
+fn with_overrides(configuration: &Configuration, flags: &Flags) -> Result<Configuration, String> {
+    let Value::Object(mut fields) = configuration.to_value() else {
+        return Ok(configuration.clone());
     };
     for flag in flags::flags() {
         let Target::Override(path) = flag.target else {
@@ -198,6 +270,17 @@ impl Configuration {
         self.complete_listeners();
     }
 
+    /// Clears the periods of modes that are not the one, and what is long without meaning, as Kubernetes does when it
+    /// writes a configuration.
+    fn forget_other_modes(&mut self) {
+        let defaults = Self::default();
+        self.iptables.sync_period = defaults.iptables.sync_period;
+        self.iptables.min_sync_period = defaults.iptables.min_sync_period;
+        self.nftables.sync_period = defaults.nftables.sync_period;
+        self.nftables.min_sync_period = defaults.nftables.min_sync_period;
+        self.port_range = defaults.port_range;
+    }
+
     /// Puts the default address, which is of the family of `bindAddress`, and the default port where there is none.
     fn complete_listeners(&mut self) {
         let ipv6 = parse_ip(&self.bind_address).is_some_and(|address| address.is_ipv6());
@@ -224,6 +307,10 @@ impl Configuration {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::fs::symlink, time::Duration};
+
+    use tokio::time::timeout;
+
     use super::*;
     use crate::flags::tests::parse;
 
@@ -232,16 +319,14 @@ mod tests {
     }
 
     /// A file with these fields besides its header.
-    fn file(fields: &str, args: &[&str]) -> Result<(Configuration, Vec<String>), String> {
-        let text = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{fields}");
-        let mut complaints = Vec::new();
-        decode(&text, &parse(args).unwrap(), &mut complaints).map(|configuration| (configuration, complaints))
+    fn file(fields: &str) -> Result<Decoded, String> {
+        decode(&format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{fields}"))
     }
 
     #[test]
     fn nothing_said_is_the_defaults() {
         assert_eq!(flags(&[]), Configuration::default());
-        assert_eq!(file("", &[]), Ok((Configuration::default(), vec![])));
+        assert_eq!(file(""), Ok((Configuration::default(), vec![], vec![])));
     }
 
     /// What kubeadm writes: a null, an empty text or a zero asks for the default.
@@ -286,7 +371,7 @@ portRange: \"\"
 showHiddenMetricsForVersion: \"\"
 winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: \"\", rootHnsEndpointName: \"\", sourceVip: \"\"}
 ";
-        assert_eq!(file(fields, &[]), Ok((Configuration::default(), vec![])));
+        assert_eq!(file(fields), Ok((Configuration::default(), vec![], vec![])));
     }
 
     #[test]
@@ -296,7 +381,7 @@ oomScoreAdj: 0
 iptables: {masqueradeBit: 0, localhostNodePorts: false}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 ";
-        let (configuration, _) = file(fields, &[]).unwrap();
+        let (configuration, ..) = file(fields).unwrap();
         assert_eq!(configuration.oom_score_adj, 0);
         assert_eq!(configuration.iptables.masquerade_bit, 0);
         assert!(!configuration.iptables.localhost_node_ports);
@@ -362,9 +447,213 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
                 "[::]:10249",
             ),
         ] {
-            let (configuration, _) = file(fields, &[]).unwrap();
+            let (configuration, ..) = file(fields).unwrap();
             assert_eq!(configuration.healthz_bind_address, healthz, "{fields}");
             assert_eq!(configuration.metrics_bind_address, metrics, "{fields}");
         }
+    }
+
+    #[test]
+    fn what_changes_nothing_is_named_and_forgotten() {
+        let fields = "\
+iptables: {syncPeriod: 1m, minSyncPeriod: 2s, localhostNodePorts: false}
+winkernel: {networkName: net}
+portRange: 1-2
+";
+        let (configuration, _, without_effect) = file(fields).unwrap();
+        assert_eq!(
+            without_effect,
+            [
+                "portRange",
+                "winkernel.networkName",
+                "iptables.localhostNodePorts",
+                "iptables.minSyncPeriod",
+                "iptables.syncPeriod",
+            ]
+        );
+        assert!(configuration.iptables.sync_period.0.is_zero() && configuration.port_range.is_empty());
+        assert_eq!(flags(&["--iptables-sync-period=1m"]), Configuration::default());
+    }
+
+    #[test]
+    fn a_file_that_strict_readers_refuse_is_read_with_complaints() {
+        let (configuration, complaints, _) =
+            file("ipvs:\n  scheduler: rr\n  Scheduler: lc\n  scheduler: sh\nnoSuchField: 1\n").unwrap();
+        assert_eq!(configuration.ipvs.scheduler, "sh");
+        assert_eq!(complaints.len(), 3, "{complaints:?}");
+        assert!(
+            complaints[0].starts_with("line 6: ") && complaints[0].contains("scheduler: sh"),
+            "{complaints:?}"
+        );
+        assert_eq!(
+            complaints[1..],
+            ["unknown field ipvs.Scheduler", "unknown field noSuchField"]
+        );
+    }
+
+    #[test]
+    fn only_the_first_document_counts_which_may_be_json() {
+        let text = format!(
+            "# ours\n---\n{{\"apiVersion\": \"{API_VERSION}\", \"kind\": \"{KIND}\", \"oomScoreAdj\": 1}}\n---\noomScoreAdj: 2\n"
+        );
+        let (configuration, complaints, _) = decode(&text).unwrap();
+        assert_eq!(configuration.oom_score_adj, 1);
+        assert!(complaints.is_empty(), "{complaints:?}");
+    }
+
+    #[test]
+    fn a_file_that_makes_no_sense_is_an_error_that_names_the_field() {
+        for (text, message) in [
+            ("", "the file is empty"),
+            ("[]", "not a KubeProxyConfiguration"),
+            (
+                "kind: KubeProxyConfiguration",
+                "apiVersion is missing; it must be kubeproxy.config.k8s.io/v1alpha1",
+            ),
+            (
+                "apiVersion: v1\nkind: ConfigMap",
+                "apiVersion is \"v1\", which must be kubeproxy.config.k8s.io/v1alpha1",
+            ),
+            (
+                "apiVersion: kubeproxy.config.k8s.io/v1alpha1",
+                "kind is missing; it must be KubeProxyConfiguration",
+            ),
+        ] {
+            assert_eq!(decode(text).unwrap_err(), message, "{text:?}");
+        }
+        for (fields, message) in [
+            (
+                "ipvs: {syncPeriod: 30}",
+                "ipvs.syncPeriod: invalid type: integer `30`, expected a string",
+            ),
+            ("ipvs: {syncPeriod: 30}x", "line 3: "),
+            (
+                "ipvs: {syncPeriod: \"30\"}",
+                "ipvs.syncPeriod: \"30\": a number without a unit",
+            ),
+            (
+                "nodePortAddresses: primary",
+                "nodePortAddresses: invalid type: string \"primary\", expected a sequence",
+            ),
+            (
+                "oomScoreAdj: \"5\"",
+                "oomScoreAdj: invalid type: string \"5\", expected i32",
+            ),
+            (
+                "clientConnection: {burst: 99999999999}",
+                "clientConnection.burst: invalid value: integer `99999999999`",
+            ),
+            (
+                "ipvs: {strictARP: 1}",
+                "ipvs.strictARP: invalid type: integer `1`, expected a boolean",
+            ),
+            (
+                "logging: {vmodule: [{filePattern: a}]}",
+                "logging.vmodule[0]: missing field `verbosity`",
+            ),
+        ] {
+            let error = file(fields).unwrap_err();
+            assert!(error.starts_with(message), "{fields}: {error}");
+        }
+    }
+
+    #[test]
+    fn yaml_s_old_booleans_are_booleans() {
+        let (configuration, ..) = file("bindAddressHardFail: yes\nenableProfiling: on\n").unwrap();
+        assert!(configuration.bind_address_hard_fail && configuration.enable_profiling);
+    }
+
+    #[test]
+    fn some_flags_hold_beside_a_file() {
+        let (configuration, ..) = file(
+            "hostnameOverride: file\nlogging: {verbosity: 1, vmodule: [{filePattern: a, verbosity: 1}]}\noomScoreAdj: 1\n",
+        )
+        .unwrap();
+        let with = |args: &[&str]| with_overrides(&configuration, &parse(args).unwrap()).unwrap();
+        assert_eq!(
+            with(&[
+                "--oom-score-adj=2",
+                "--proxy-mode=iptables",
+                "--hostname-override="
+            ]),
+            configuration
+        );
+        let changed = with(&[
+            "--hostname-override=flag",
+            "-v=2",
+            "--vmodule=b=2",
+            "--logging-format=json",
+            "--log-json-split-stream",
+        ]);
+        assert_eq!(changed.hostname_override, "flag");
+        assert_eq!(
+            (changed.logging.verbosity, changed.logging.format.as_str()),
+            (2, "json")
+        );
+        assert!(changed.logging.options.json.split_stream);
+        let patterns: Vec<_> = changed
+            .logging
+            .vmodule
+            .iter()
+            .map(|item| item.file_pattern.as_str())
+            .collect();
+        assert_eq!(patterns, ["b", "a"]);
+    }
+
+    /// Q46: upstream notices the first of these only.
+    #[tokio::test]
+    async fn q46_a_file_that_changes_in_whatever_way_is_noticed() {
+        let directory = std::env::temp_dir().join(format!("configuration-{}", std::process::id()));
+        let header = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n");
+        let path = directory.join("config.conf");
+        let write = |name: &str, fields: &str| {
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join(name), format!("{header}{fields}")).unwrap();
+        };
+        let ways: [(&str, &dyn Fn()); 4] = [
+            ("written in place", &|| write("config.conf", "oomScoreAdj: 1\n")),
+            ("renamed over", &|| {
+                write("new", "oomScoreAdj: 1\n");
+                fs::rename(directory.join("new"), &path).unwrap();
+            }),
+            ("removed and made anew", &|| {
+                fs::remove_file(&path).unwrap();
+                write("config.conf", "oomScoreAdj: 1\n");
+            }),
+            ("swapped like a ConfigMap", &|| {
+                fs::create_dir_all(directory.join("..2")).unwrap();
+                write("..2/config.conf", "oomScoreAdj: 1\n");
+                symlink("..2", directory.join("..tmp")).unwrap();
+                fs::rename(directory.join("..tmp"), directory.join("..data")).unwrap();
+            }),
+        ];
+        for (way, change) in ways {
+            _ = fs::remove_dir_all(&directory);
+            if way.starts_with("swapped") {
+                fs::create_dir_all(directory.join("..1")).unwrap();
+                write("..1/config.conf", "");
+                symlink("..1", directory.join("..data")).unwrap();
+                symlink("..data/config.conf", &path).unwrap();
+            } else {
+                write("config.conf", "");
+            }
+            let file = of_file(path.clone(), &parse(&[]).unwrap()).unwrap();
+            let changed = file.changed();
+            tokio::pin!(changed);
+            let patience = |seconds| Duration::from_secs(seconds);
+            assert!(
+                timeout(patience(0), &mut changed).await.is_err(),
+                "{way}: nothing has changed"
+            );
+            write("other", "");
+            assert!(
+                timeout(Duration::from_millis(200), &mut changed).await.is_err(),
+                "{way}: another file has changed"
+            );
+            change();
+            // Sooner than by looking from time to time.
+            assert!(timeout(patience(4), &mut changed).await.is_ok(), "{way}");
+        }
+        fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -9,15 +9,12 @@ use std::{
     fmt,
     fs::{self, Metadata},
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use kube::ResourceExt;
 use proxier::model::{Change, ObjectName};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::{io::unix::AsyncFd, time};
 use tracing::{error, info, warn};
 
 use super::{
@@ -25,12 +22,7 @@ use super::{
     documents::{self, Document},
     report,
 };
-use crate::objects::Object;
-
-/// How long after a first notification the directory is read: editors and deployments take several steps.
-const SETTLE: Duration = Duration::from_millis(50);
-/// How often the directory is read without a notification: a link's target may change elsewhere.
-const RESCAN: Duration = Duration::from_secs(5);
+use crate::{objects::Object, watch::Watch};
 
 /// Sends what the manifests in `directory` say, then [`Change::Synced`], then what changes, until nobody
 /// listens any more.
@@ -292,64 +284,6 @@ impl fmt::Display for Key {
     }
 }
 
-/// Notices that something has happened in a directory, by inotify where the kernel lets us.
-struct Watch {
-    inotify: Option<AsyncFd<OwnedFd>>,
-    descriptor: Option<i32>,
-}
-
-impl Watch {
-    fn new() -> Self {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
-            .map_err(io::Error::from)
-            // SAFETY: an `OwnedFd` stands for one open descriptor as long as it lives.
-            .and_then(|inotify| Ok(unsafe { AsyncFd::register(inotify) }?))
-            .inspect_err(|error| {
-                warn!(
-                    "no inotify, so changes are seen every {} s only: {error}",
-                    RESCAN.as_secs()
-                )
-            });
-        Self {
-            inotify: inotify.ok(),
-            descriptor: None,
-        }
-    }
-
-    /// Watches the directory that is at `path` now, and no other.
-    fn set(&mut self, path: &Path) {
-        let Some(inotify) = &self.inotify else { return };
-        let events = WatchFlags::ATTRIB
-            | WatchFlags::CLOSE_WRITE
-            | WatchFlags::CREATE
-            | WatchFlags::DELETE
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::MOVE
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::ONLYDIR;
-        let descriptor = inotify::add_watch(inotify, path, events).ok();
-        if let Some(old) = self.descriptor.filter(|old| Some(*old) != descriptor) {
-            // Fails if the kernel dropped the watch with the directory.
-            _ = inotify::remove_watch(inotify, old);
-        }
-        self.descriptor = descriptor;
-    }
-
-    /// Waits until something has happened and has had the time to settle, or until it is time to look anyway.
-    async fn changed(&self) {
-        let Some(inotify) = &self.inotify else {
-            return time::sleep(RESCAN).await;
-        };
-        if let Ok(Ok(mut ready)) = time::timeout(RESCAN, inotify.readable()).await {
-            time::sleep(SETTLE).await;
-            // What has happened where does not matter: the files tell.
-            let mut events = [0; 4096];
-            while rustix::io::read(inotify, &mut events).is_ok_and(|length| length > 0) {}
-            ready.clear_ready();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -357,9 +291,13 @@ mod tests {
         sync::atomic::{AtomicU32, Ordering},
     };
 
-    use tokio::sync::mpsc::{self, UnboundedReceiver};
+    use tokio::{
+        sync::mpsc::{self, UnboundedReceiver},
+        time,
+    };
 
     use super::*;
+    use crate::watch::{RESCAN, SETTLE};
 
     /// A directory that is gone with the test.
     struct Directory(PathBuf);
