@@ -7,9 +7,21 @@ use std::collections::BTreeMap;
 pub(crate) enum Stage {
     Alpha,
     Beta,
-    /// GA
+    /// GA: generally available.
     General,
     Deprecated,
+}
+
+impl Stage {
+    /// The stage's name in Kubernetes.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Alpha => "ALPHA",
+            Self::Beta => "BETA",
+            Self::General => "GA",
+            Self::Deprecated => "DEPRECATED",
+        }
+    }
 }
 
 /// Gates that are alike.

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     configuration::{Configuration, Quantity},
     duration::{self, GoDuration},
+    version,
 };
 
 /// What a flag's value looks like.
@@ -284,7 +285,7 @@ impl Flags {
         })
     }
 
-    fn value(&self, name: &str) -> Option<Value> {
+    pub(crate) fn value(&self, name: &str) -> Option<Value> {
         flags()
             .find(|flag| flag.name == name)
             .and_then(|flag| self.given(flag))
@@ -484,7 +485,7 @@ impl Kind {
             },
             Self::Level => |text| level(text).map(Value::from),
             Self::VModule => vmodule,
-            Self::Version => |text| Ok(text.into()),
+            Self::Version => version,
         }
     }
 }
@@ -534,6 +535,19 @@ fn switch(text: &str) -> Result<bool, String> {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err("must be true or false".to_owned()),
+    }
+}
+
+/// Nothing reports the version that a text pretends, but it must be one that could be.
+fn version(text: &str) -> Result<Value, String> {
+    let ours = version::KUBERNETES;
+    match text.strip_prefix(ours) {
+        Some(suffix) if suffix.is_empty() || suffix.starts_with(['-', '+']) => Ok(Value::Bool(false)),
+        None if text == "raw" => Ok(text.into()),
+        _ if text.starts_with('v') => Err(format!(
+            "version {text:?} must match major/minor/patch of default version {ours:?}"
+        )),
+        _ => switch(text).map(Value::Bool),
     }
 }
 
@@ -658,13 +672,13 @@ pub(crate) mod tests {
         }
         for (args, expected) in [
             (&[][..], None),
-            (&["--version"], Some("true")),
-            (&["--version=raw"], Some("raw")),
-            (&["--vmodule="], None),
+            (&["--version"], Some(json!(true))),
+            (&["--version=raw"], Some(json!("raw"))),
+            (&["--version=v1.36.3-here"], Some(json!(false))),
             (&[""], None),
         ] {
             let flags = parse(args).unwrap();
-            assert_eq!(flags.value("version"), expected.map(Value::from), "{args:?}");
+            assert_eq!(flags.value("version"), expected, "{args:?}");
         }
     }
 

@@ -39,7 +39,11 @@ fn main() -> ExitCode {
         Ok(flags) => flags,
         Err(flags::Error::Help) => return print(&flags::usage()),
         Err(error) => {
-            _ = writeln!(io::stderr(), "{}\nError: {error}", flags::usage());
+            let usage = match error {
+                flags::Error::Positional(_) => String::new(),
+                _ => flags::usage() + "\n",
+            };
+            _ = writeln!(io::stderr(), "{usage}Error: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -142,7 +146,7 @@ impl Configured {
         for (name, stage) in FeatureGates::on_their_way_out(&self.configuration().feature_gates) {
             warn!(
                 featureGate = name,
-                ?stage,
+                stage = stage.name(),
                 "This feature gate will be removed in a future release"
             );
         }

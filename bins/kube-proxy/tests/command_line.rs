@@ -42,18 +42,20 @@ fn help_and_version_go_to_standard_output() {
 
 #[test]
 fn a_command_line_that_cannot_be_read_shows_the_usage_and_exits_with_1() {
-    for args in [
-        &["--no-such-flag"][..],
-        &["argument"],
-        &["--ipvs-sync-period=soon"],
-    ] {
-        let output = kube_proxy(args);
+    for args in [["--no-such-flag"], ["--ipvs-sync-period=soon"]] {
+        let output = kube_proxy(&args);
         let message = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         assert!(message.starts_with("Usage:\n"), "{args:?}: {message}");
         assert!(message.contains("\n\nError: "), "{args:?}: {message}");
         assert!(output.stdout.is_empty(), "{args:?}");
     }
+    let output = kube_proxy(&["argument"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "Error: \"kube-proxy\" does not take any arguments, got [\"argument\"]\n"
+    );
 }
 
 #[test]

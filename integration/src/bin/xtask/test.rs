@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, value_parser};
 use integration::cargo::{self, TestProgram, Workspace};
-use integration::go::Go;
+use integration::go::{Go, Program};
 use integration::kernel::Series;
-use integration::{ApiServer, Error, Guest, Result, uplink};
+use integration::{ApiServer, Error, Guest, Lab, Result, uplink};
 
 /// The time that a guest has for all in-kernel tests. It is slow under emulation.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// The test program that needs more than a kernel.
 const API_SERVER_TESTS: &str = "integration-apiserver";
+
+/// The test program that needs upstream's kube-proxy, and no kernel.
+const UPSTREAM_TESTS: &str = "kube-proxy-upstream";
 
 /// Runs all test programs of a directory, and fails if one does.
 const RUN_ALL: &str = "status=0
@@ -43,9 +46,15 @@ pub(crate) fn command() -> clap::Command {
                 .action(ArgAction::SetTrue)
                 .help("Run the tests with a real API server only"),
         )
+        .arg(
+            Arg::new("upstream")
+                .long("upstream")
+                .action(ArgAction::SetTrue)
+                .help("Run the tests of the command line beside upstream's kube-proxy only"),
+        )
         .group(
             ArgGroup::new("selection")
-                .args(["kernel", "api-server"])
+                .args(["kernel", "api-server", "upstream"])
                 .multiple(true),
         )
         .arg(
@@ -60,12 +69,15 @@ pub(crate) fn command() -> clap::Command {
 
 pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     let mut table = Table::default();
-    if arguments.contains_id("kernel") || arguments.get_flag("api-server") {
+    if arguments.contains_id("kernel") || arguments.get_flag("api-server") || arguments.get_flag("upstream") {
         let filter = arguments.get_many::<String>("filter").unwrap_or_default();
         let filter: Vec<_> = filter.cloned().collect();
         let workspace = Workspace::build()?;
         for series in arguments.get_many::<Series>("kernel").unwrap_or_default() {
             table.add(in_kernel(*series, &workspace, &filter));
+        }
+        if arguments.get_flag("upstream") {
+            table.add(beside_upstream(&workspace, &filter));
         }
         if arguments.get_flag("api-server") {
             table.add(with_api_server(&workspace, &filter));
@@ -78,6 +90,7 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
         ));
         let workspace = Workspace::build()?;
         table.add(on_host());
+        table.add(beside_upstream(&workspace, &[]));
         for series in Series::ALL {
             table.add(in_kernel(series, &workspace, &[]));
         }
@@ -181,13 +194,41 @@ fn component(name: &str, arguments: &[&str]) -> Part {
 /// The tests that need nothing but the workspace.
 fn on_host() -> Part {
     Part::run("unit and property tests".into(), || {
-        let mut command = cargo::command(&["test", "--workspace"]);
-        let mut child = command.stdout(Stdio::piped()).spawn().map_err(cannot_run)?;
         let mut output = Tee::default();
-        if let Some(mut stdout) = child.stdout.take() {
-            io::copy(&mut stdout, &mut output).map_err(cannot_run)?;
+        let passed = shown(&mut cargo::command(&["test", "--workspace"]), &mut output)?;
+        Ok((output.counts(), passed))
+    })
+}
+
+/// Runs a program, and shows what it says on its way. Gives whether all is well.
+fn shown(command: &mut Command, output: &mut Tee) -> Result<bool> {
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(cannot_run)?;
+    if let Some(mut stdout) = child.stdout.take() {
+        io::copy(&mut stdout, output).map_err(cannot_run)?;
+    }
+    succeeded(child.wait())
+}
+
+/// The tests of the command line beside upstream's.
+fn beside_upstream(workspace: &Workspace, filter: &[String]) -> Part {
+    let name = "command line beside upstream's".to_owned();
+    let go = match Go::find() {
+        Ok(go) => go,
+        Err(missing) => return Part::without(name, Outcome::Skipped(missing.to_string())),
+    };
+    Part::run(name, || {
+        let upstream = go.build(&Lab::open()?, Program::KubeProxy)?;
+        let mut output = Tee::default();
+        let mut passed = true;
+        for program in workspace.tests().filter(|program| program.name == UPSTREAM_TESTS) {
+            let mut command = Command::new(program.path);
+            command
+                .arg("--ignored")
+                .args(filter)
+                .env("UPSTREAM_KUBE_PROXY", &upstream);
+            passed &= shown(&mut command, &mut output)?;
         }
-        Ok((output.counts(), succeeded(child.wait())?))
+        Ok((output.counts(), passed))
     })
 }
 
@@ -197,7 +238,7 @@ fn in_kernel(series: Series, workspace: &Workspace, filter: &[String]) -> Part {
         let mut programs = Vec::new();
         for program in workspace
             .tests()
-            .filter(|program| program.name != API_SERVER_TESTS)
+            .filter(|program| ![API_SERVER_TESTS, UPSTREAM_TESTS].contains(&program.name.as_str()))
         {
             if program.ignored_tests()? > 0 {
                 programs.push(program);
