@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, TypeMeta,
@@ -55,8 +54,16 @@ impl Client {
     /// # Errors
     /// The text does not parse, or the server refuses an object; those before it are applied.
     pub fn apply(&self, yaml: &str) -> Result<()> {
+        self.apply_objects(&objects(yaml)?)
+    }
+
+    /// Creates or changes objects, as [`apply`](Self::apply) does.
+    ///
+    /// # Errors
+    /// The server refuses an object; those before it are applied.
+    pub fn apply_objects(&self, objects: &[DynamicObject]) -> Result<()> {
         let parameters = PatchParams::apply("lab").force();
-        for mut object in objects(yaml)? {
+        for mut object in objects.iter().cloned() {
             let (api, name) = self.named(&object)?;
             let status = object.data.as_object_mut().and_then(|data| data.remove("status"));
             let applied = self.runtime.block_on(async {
@@ -107,22 +114,15 @@ impl Client {
     /// # Errors
     /// The text does not parse, or the server has no such object.
     pub fn delete(&self, yaml: &str) -> Result<()> {
-        objects(yaml)?
-            .iter()
-            .try_for_each(|object| self.delete_one(object))
+        self.delete_objects(&objects(yaml)?)
     }
 
-    /// All Services but the server's own, with what the server has added to them.
+    /// Deletes objects, of which only the kinds and the names matter here.
     ///
     /// # Errors
-    /// The server refuses.
-    pub fn services(&self) -> Result<Vec<Service>> {
-        let all = Api::<Service>::all(self.client.clone());
-        let found = self.runtime.block_on(all.list(&ListParams::default()));
-        let services = found.api("list every Service")?.into_iter();
-        Ok(services
-            .filter(|service| service.metadata.name.as_deref() != Some(OWN))
-            .collect())
+    /// The server has no such object; those before it are deleted.
+    pub fn delete_objects(&self, objects: &[DynamicObject]) -> Result<()> {
+        objects.iter().try_for_each(|object| self.delete_one(object))
     }
 
     /// Deletes all Services but the server's own, all EndpointSlices and all Nodes.
@@ -209,22 +209,6 @@ pub(crate) fn object(json: Value) -> Result<DynamicObject> {
 /// The objects of a YAML text with one document or more.
 fn objects(yaml: &str) -> Result<Vec<DynamicObject>> {
     serde_saphyr::from_multiple(yaml).api("read objects")
-}
-
-/// The EndpointSlices of a YAML text.
-///
-/// # Errors
-/// The text does not parse.
-pub fn endpoint_slices(yaml: &str) -> Result<Vec<EndpointSlice>> {
-    let slices = objects(yaml)?.into_iter();
-    let slices = slices.filter(|object| {
-        object
-            .types
-            .as_ref()
-            .is_some_and(|types| types.kind == "EndpointSlice")
-    });
-    let slices = slices.map(|object| object.try_parse().api("read an EndpointSlice"));
-    slices.collect()
 }
 
 /// Gives an error of the API or of its objects the action that failed.

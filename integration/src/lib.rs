@@ -22,8 +22,7 @@
 //! kube_proxy a running kube-proxy
 //! uplink     the way from there to the host's API server
 //! cluster    all of these with a directory of manifests: what a test starts from
-//! proxiers   the proxiers that are compared: ours and upstream's
-//! observe    what a proxier has made of an API server's objects
+//! conformance  scenarios that ours and upstream's kube-proxy are taken through, and what became of them
 //! manifest   short ways to write objects
 //! bench      what a proxier costs
 //! ```
@@ -41,6 +40,7 @@ pub mod apiserver;
 pub mod bench;
 pub mod cargo;
 pub mod cluster;
+pub mod conformance;
 pub mod go;
 pub mod guest;
 pub mod host;
@@ -50,7 +50,6 @@ pub mod kernel;
 pub mod kube_proxy;
 pub mod manifest;
 pub mod namespace;
-pub mod observe;
 pub mod packages;
 pub mod process;
 pub mod proxiers;

@@ -19,6 +19,9 @@ use crate::traffic::Protocol;
 /// How long a client waits for a connection or an answer. Emulated guests are slow.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// What a client says; a server answers anything.
+pub(super) const QUESTION: &[u8] = b"who is there?\n";
+
 /// Asks servers from a namespace.
 #[derive(Debug, Clone, Copy)]
 pub struct Client<'a> {
@@ -124,13 +127,20 @@ impl Connection {
     /// # Errors
     /// There was no answer.
     pub fn ask(&self) -> std::result::Result<Reply, Failure> {
-        send(&self.socket, b"who is there?\n", SendFlags::NOSIGNAL)?;
+        send(&self.socket, QUESTION, SendFlags::NOSIGNAL)?;
         ready(&self.socket, PollFlags::IN)?;
         let mut buffer = [0; 512];
         let (read, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
-        let text = String::from_utf8_lossy(buffer.get(..read).unwrap_or_default());
+        Reply::parse(buffer.get(..read).unwrap_or_default())
+    }
+}
+
+impl Reply {
+    /// Reads a server's line; an end of the connection in its place is a reset.
+    pub(super) fn parse(line: &[u8]) -> std::result::Result<Self, Failure> {
+        let text = String::from_utf8_lossy(line);
         let (name, seen) = text.trim_end().split_once(' ').ok_or(Failure::Reset)?;
-        Ok(Reply {
+        Ok(Self {
             name: name.to_owned(),
             seen: seen.parse().map_err(|_| Failure::Other(Errno::BADMSG))?,
         })

@@ -1,11 +1,13 @@
 //! Traffic: servers that say who they are and whom they see, and clients that ask them.
 //!
 //! A server answers whatever it is sent with one line, `NAME CLIENT`: its name, and the client's address as it sees
-//! it. On TCP an HTTP request gets the line as an HTTP response, for `curl`.
+//! it. On TCP an HTTP request gets the line as an HTTP response, for `curl`. [`ask`] asks many servers at once.
 
+mod burst;
 mod client;
 mod server;
 
+pub use burst::{Heard, Question, ask};
 pub use client::{Answers, Client, Connection, Failure, Reply};
 pub use server::Server;
 

@@ -1,7 +1,7 @@
 //! `cargo xtask`: the lab's commands.
 
 mod bench;
-mod compare;
+mod conformance;
 mod demo;
 mod lines;
 mod package;
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         .arg_required_else_help(true)
         .subcommands([
             bench::command(),
-            compare::command(),
+            conformance::command(),
             demo::command(),
             package::command(),
             test::command(),
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let matches = cli.get_matches();
     let result = match matches.subcommand() {
         Some(("bench", arguments)) => bench::run(arguments),
-        Some(("compare", arguments)) => compare::run(arguments),
+        Some(("conformance", arguments)) => conformance::run(arguments),
         Some(("demo", arguments)) => demo::run(arguments),
         Some(("package", arguments)) => package::run(arguments),
         Some(("test", arguments)) => test::run(arguments),

@@ -110,14 +110,18 @@ fn take(
         .iter()
         .map(|course| serde_json::to_string(course).unwrap_or_default());
     let command: Vec<_> = std::iter::once("bench".to_owned()).chain(courses).collect();
-    let mut output = Lines::default();
+    let mut outcomes = Vec::new();
+    let mut output = Lines::new(|line| {
+        outcomes.push(Outcome::parse(line)?);
+        Ok(())
+    });
     let status = uplink::run(&mut server, guest, &command, &mut output)?;
     if status != 0 {
         return Err(Error::Unavailable(format!(
             "the measurements ended with status {status}"
         )));
     }
-    output.objects.iter().map(|line| Outcome::parse(line)).collect()
+    Ok(outcomes)
 }
 
 const fn load(services: usize) -> Load {
