@@ -12,6 +12,8 @@ use clap::{
 };
 use serde_json::{Map, Value, json};
 
+use proxier::model::ObjectName;
+
 use crate::{
     configuration::{Configuration, Quantity},
     duration::{self, GoDuration},
@@ -199,7 +201,7 @@ const GROUPS: &[Group] = &[
     ]},
     Group { heading: OWN, flags: &[
         run("manifests", Kind::Text, "Directory of manifests to take Services from, instead of an API server"),
-        run("dry-run", Kind::Switch, "Print what would be programmed, and exit"),
+        run("output", Kind::Text, "What the command plan prints: ipvsadm, which is also meant by none, json or nft"),
         run("ipvs-drain-timeout", Kind::Duration,
             "How long a server that is no longer wanted may keep its last TCP connections (default 15m0s)"),
     ]},
@@ -243,9 +245,41 @@ pub(crate) enum Error {
     Other(String),
 }
 
+/// What is asked for, besides what flags say. Upstream knows the first only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Nothing in particular: to run.
+    Run,
+    /// `plan`: what would be programmed.
+    Plan,
+    /// `verify`: how the kernel differs from it.
+    Verify,
+    /// `explain NAMESPACE/NAME`: why a Service is programmed as it is.
+    Explain(ObjectName),
+}
+
+impl Request {
+    fn parse(arguments: &[String]) -> Option<Self> {
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            [] => Some(Self::Run),
+            ["plan"] => Some(Self::Plan),
+            ["verify"] => Some(Self::Verify),
+            ["explain", service] => {
+                let (namespace, name) = service.split_once('/').unwrap_or(("default", service));
+                Some(Self::Explain(ObjectName::new(namespace, name)))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// The flags of a command line.
 #[derive(Debug)]
-pub(crate) struct Flags(ArgMatches);
+pub(crate) struct Flags {
+    matches: ArgMatches,
+    request: Request,
+}
 
 impl Flags {
     /// Reads a command line, the program's name included.
@@ -258,19 +292,23 @@ impl Flags {
             .filter(|argument| !argument.is_empty())
             .cloned()
             .collect();
-        if arguments.is_empty() {
-            Ok(Self(matches))
-        } else {
-            Err(Error::Positional(arguments))
+        match Request::parse(&arguments) {
+            Some(request) => Ok(Self { matches, request }),
+            None => Err(Error::Positional(arguments)),
         }
+    }
+
+    /// What is asked for.
+    pub(crate) fn request(&self) -> &Request {
+        &self.request
     }
 
     /// What the command line says of a flag, as the configuration has it; `None` where it says nothing.
     pub(crate) fn given(&self, flag: &Flag) -> Option<Value> {
-        if self.0.value_source(flag.name) != Some(ValueSource::CommandLine) {
+        if self.matches.value_source(flag.name) != Some(ValueSource::CommandLine) {
             return None;
         }
-        let values = self.0.get_many::<Value>(flag.name)?;
+        let values = self.matches.get_many::<Value>(flag.name)?;
         // A flag that may be repeated adds up.
         values.cloned().reduce(|sum, value| match (sum, value) {
             (Value::Array(mut sum), Value::Array(more)) => {
@@ -365,7 +403,11 @@ pub(crate) fn flag_of_field(path: &str) -> Option<&'static Flag> {
 
 /// How to use the program: all flags, in their groups.
 pub(crate) fn usage() -> String {
-    let mut text = "Usage:\n  kube-proxy [flags]\n".to_owned();
+    let mut text = "Usage:\n  kube-proxy [flags]\n  \
+        kube-proxy plan [flags]                    print what would be programmed\n  \
+        kube-proxy verify [flags]                  print how the kernel differs from it; exit with 1 if it does\n  \
+        kube-proxy explain NAMESPACE/NAME [flags]  print why a Service is programmed as it is\n"
+        .to_owned();
     for group in GROUPS {
         _ = writeln!(text, "\n{}:", group.heading);
         for flag in group.flags.iter().filter(|flag| !flag.hidden) {

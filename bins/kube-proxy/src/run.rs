@@ -1,18 +1,12 @@
 //! The program: a source on this thread, the proxier on another, and the signals that end it.
 
-use std::{
-    future::pending,
-    io::{self, Write},
-    path::PathBuf,
-    thread,
-};
+use std::{future::pending, io, path::PathBuf, thread};
 
 use proxier::{
     Config, Reconciler,
     config::LocalDetector,
     kernel::{
         Failure,
-        link::{self, Link},
         linux::{self, Linux},
     },
     model::Change,
@@ -28,7 +22,8 @@ use tokio::{
 use tracing::info;
 
 use crate::{
-    dry_run,
+    flags::Request,
+    inspect,
     relay::{self, Relay},
     settings::{Client, Settings, Source},
     source::{Sink, api, manifests},
@@ -46,7 +41,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Kernel(#[from] linux::Error),
     #[error(transparent)]
-    Link(#[from] link::Error),
+    Inspect(#[from] inspect::Error),
     #[error("the kernel's state cannot be read: {0}")]
     Observe(Failure),
     #[error("the proxier has stopped")]
@@ -100,8 +95,9 @@ async fn program(settings: &Settings, changes: UnboundedReceiver<Change>) -> Res
     if settings.local_is_node_cidrs {
         config.local_detector = LocalDetector::Cidrs(relay.pod_cidrs().await?);
     }
-    if settings.dry_run {
-        return print_operations(config, relay).await;
+    if settings.request != Request::Run {
+        let mut out = io::stdout();
+        return Ok(inspect::answer(&settings.request, settings.output, config, relay, &mut out).await?);
     }
     info!(
         "kube-proxy {} in mode ipvs on node {:?}, scheduler {}",
@@ -145,21 +141,4 @@ fn start_proxier(
         _ = ended.send(result);
     })?;
     Ok(result)
-}
-
-async fn print_operations(config: Config, mut relay: Relay) -> Result<(), Error> {
-    let mut changes = Vec::new();
-    while let Some(change) = relay.next().await? {
-        let synced = change == Change::Synced;
-        changes.push(change);
-        if synced {
-            break;
-        }
-    }
-    let own_addresses = Link::connect()?.addresses().await?.node;
-    let mut out = io::stdout().lock();
-    for operation in dry_run::operations(config, own_addresses, changes) {
-        writeln!(out, "{operation}")?;
-    }
-    Ok(())
 }

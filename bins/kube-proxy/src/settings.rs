@@ -19,7 +19,8 @@ use crate::{
     configuration::{self, Configuration, Logging, VModule},
     duration::GoDuration,
     feature_gates::FeatureGates,
-    flags::{self, Flags},
+    flags::{self, Flags, Request},
+    inspect::Format,
 };
 
 /// What an operator has decided.
@@ -53,8 +54,10 @@ pub(crate) struct Settings {
     pub(crate) cleanup: bool,
     /// Do what needs all privileges, and exit.
     pub(crate) init_only: bool,
-    /// Print what would be programmed, and exit.
-    pub(crate) dry_run: bool,
+    /// What is asked for; all but [`Request::Run`] only look.
+    pub(crate) request: Request,
+    /// How the command `plan` prints.
+    pub(crate) output: Format,
     pub(crate) feature_gates: FeatureGates,
     /// All of the above as it was decided: for `/configz`.
     pub(crate) configuration: Configuration,
@@ -165,7 +168,8 @@ impl Settings {
             oom_score_adj: oom_score_adj(c, &mut errors),
             cleanup: flags.switch("cleanup"),
             init_only: flags.switch("init-only"),
-            dry_run: flags.switch("dry-run"),
+            request: flags.request().clone(),
+            output: output(flags, &mut errors),
             feature_gates,
             flag_values: flags.values(),
             configuration: configuration.clone(),
@@ -184,6 +188,20 @@ impl Settings {
             Ok(settings)
         } else {
             Err(Invalid(errors.0))
+        }
+    }
+}
+
+fn output(flags: &Flags, errors: &mut Errors) -> Format {
+    match flags.text("output").as_str() {
+        "" | "ipvsadm" => Format::Ipvsadm,
+        "json" => Format::Json,
+        "nft" => Format::Nft,
+        other => {
+            errors
+                .0
+                .push(format!("--output: {other:?} is none of ipvsadm, json, nft"));
+            Format::Ipvsadm
         }
     }
 }
@@ -485,6 +503,8 @@ fn whole_seconds(duration: GoDuration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use proxier::model::ObjectName;
+
     use super::*;
     use crate::flags::tests::parse;
 
@@ -504,7 +524,11 @@ mod tests {
         assert_eq!(settings.source, Source::Api);
         assert_eq!((settings.client.kubeconfig, settings.client.master), (None, None));
         assert_eq!(settings.bind_address, None);
-        assert!(!settings.dry_run && !settings.local_is_node_cidrs);
+        assert_eq!(
+            (settings.request, settings.output),
+            (Request::Run, Format::Ipvsadm)
+        );
+        assert!(!settings.local_is_node_cidrs);
     }
 
     #[test]
@@ -526,7 +550,9 @@ mod tests {
             "--ipvs-tcpfin-timeout=4s",
             "--ipvs-udp-timeout=5s",
             "--ipvs-drain-timeout=6s",
-            "--dry-run",
+            "--output=json",
+            "explain",
+            "kube-system/dns",
         ])
         .unwrap();
         let cidrs = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -551,7 +577,11 @@ mod tests {
         assert_eq!(format!("{:?}", settings.config), format!("{expected:?}"));
         assert_eq!(settings.source, Source::Manifests("/etc/manifests".into()));
         assert_eq!(settings.bind_address, Some("192.0.2.1".parse().unwrap()));
-        assert!(settings.dry_run);
+        assert_eq!(
+            settings.request,
+            Request::Explain(ObjectName::new("kube-system", "dns"))
+        );
+        assert_eq!(settings.output, Format::Json);
     }
 
     #[test]

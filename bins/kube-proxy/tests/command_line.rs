@@ -85,9 +85,9 @@ fn what_cannot_work_is_one_line_of_the_log_and_exit_code_1() {
 }
 
 #[test]
-fn a_dry_run_prints_the_plan_and_names_what_is_broken() {
+fn a_plan_is_printed_and_what_is_broken_is_named() {
     let directory = manifests(
-        "dry-run",
+        "plan",
         "\
 apiVersion: v1
 kind: Service
@@ -104,14 +104,13 @@ endpoints: [{addresses: [10.244.0.5]}]
 kind: [
 ",
     );
-    let output = kube_proxy(&["--dry-run", "--manifests", directory.to_str().unwrap()]);
+    let output = kube_proxy(&["plan", "--manifests", directory.to_str().unwrap()]);
     let plan = String::from_utf8_lossy(&output.stdout);
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{log}");
     for line in [
-        "ipvsadm -A -t 10.99.13.178:80 -s rr",
-        "ipvsadm -a -t 10.99.13.178:80 -r 10.244.0.5:8080 -m -w 1",
-        "ip address add 10.99.13.178/32 dev kube-ipvs0",
+        "-A -t 10.99.13.178:80 -s rr",
+        "-a -t 10.99.13.178:80 -r 10.244.0.5:8080 -m -w 1",
     ] {
         assert!(plan.lines().any(|found| found == line), "{line}: {plan}");
     }

@@ -118,7 +118,7 @@ impl Applied {
     }
 
     /// All that is ours. A virtual server by firewall mark belongs to the one that has the mark.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
         let by_address = |key: &ServiceKey| matches!(key, ServiceKey::Address { .. });
         let servers = self
             .servers

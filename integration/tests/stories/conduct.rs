@@ -9,7 +9,7 @@ use integration::kube_proxy::KubeProxy;
 use integration::manifest::{Endpoint, service, slice};
 use integration::{Cluster, Result};
 
-use crate::{TCP_8080, web};
+use crate::{TCP_8080, WEB_SERVERS, web};
 
 /// Starts kube-proxy under strace and waits for it. Gives the file to which calls of the given kinds are written, too.
 fn traced(cluster: &mut Cluster, kinds: &str) -> Result<(KubeProxy, PathBuf)> {
@@ -105,12 +105,23 @@ fn b1_many_services_go_in_few_sends_and_a_change_costs_little() -> Result<()> {
 
 #[test]
 #[ignore = "needs root and ip_vs: cargo xtask test"]
-fn a_dry_run_says_what_it_would_do_and_touches_nothing() -> Result<()> {
+fn an_operators_questions_are_answered_and_touch_nothing() -> Result<()> {
     let (mut cluster, _pods) = web()?;
-    let (status, said) = cluster.begin(&["--dry-run"])?.wait()?;
+    let (status, said) = cluster.begin(&["plan"])?.wait()?;
     assert!(status.success(), "{said}");
-    for planned in ["10.96.0.10", "10.244.0.11:8080", "10.244.1.12:8080"] {
-        assert!(said.contains(planned), "{planned} is not in\n{said}");
+    for line in WEB_SERVERS.lines().map(str::trim) {
+        assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+    let (status, said) = cluster.begin(&["verify"])?.wait()?;
+    assert_eq!(status.code(), Some(1), "{said}");
+    for missing in [
+        "the nftables table for IPv4 is missing",
+        "the link kube-ipvs0 is missing",
+        "sysctl net.ipv4.ip_forward is not 1",
+        "to be mended: ipvsadm -a -t 10.96.0.10:80 -r 10.244.1.12:8080 -m -w 1",
+        "to be mended: ip address add 10.96.0.10/32 dev kube-ipvs0",
+    ] {
+        assert!(said.contains(missing), "{missing} is not in\n{said}");
     }
     assert_eq!(cluster.servers()?, "");
     assert_eq!(cluster.ruleset()?, "");
@@ -121,6 +132,19 @@ fn a_dry_run_says_what_it_would_do_and_touches_nothing() -> Result<()> {
         .namespace
         .output("cat", &["/proc/sys/net/ipv4/ip_forward"])?;
     assert_eq!(forwarding, "0\n");
+
+    cluster.start(&[])?;
+    let (status, said) = cluster.begin(&["verify"])?.wait()?;
+    assert!(status.success(), "{said}");
+    let node = &cluster.node().namespace;
+    node.shell("ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 7")?;
+    let (status, said) = cluster.begin(&["verify"])?.wait()?;
+    assert_eq!(status.code(), Some(1), "{said}");
+    let mended = "to be mended: ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.11:8080 -m -w 1";
+    assert!(said.contains(mended), "{said}");
+    let (status, said) = cluster.begin(&["explain", "default/web"])?.wait()?;
+    assert!(status.success(), "{said}");
+    assert!(said.contains("10.244.1.12:8080 serves"), "{said}");
     Ok(())
 }
 
