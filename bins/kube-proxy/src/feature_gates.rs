@@ -212,7 +212,6 @@ impl FeatureGates {
         self.0.get(name).is_some_and(|(_, enabled)| *enabled)
     }
 
-    #[allow(dead_code, reason = "read by the servers that are being added")]
     /// Whether `externalIPs` of Services are programmed.
     pub(crate) fn external_ips(&self) -> bool {
         self.enabled("AllowServiceExternalIPs")

@@ -25,6 +25,8 @@ pub(crate) enum Error {
 pub(crate) struct Relay {
     changes: UnboundedReceiver<Change>,
     bind_address: Option<IpAddr>,
+    /// Whether Services have the addresses of `spec.externalIPs`.
+    external_ips: bool,
     /// The pod CIDRs that somebody relies on.
     pod_cidrs: Option<Vec<IpNet>>,
     /// Received, but not yet asked for.
@@ -41,9 +43,15 @@ impl Relay {
         Self {
             changes,
             bind_address,
+            external_ips: true,
             pod_cidrs: None,
             held: node.map(Change::Node).into_iter().collect(),
         }
+    }
+
+    /// The same, with or without the addresses of Services' `spec.externalIPs`.
+    pub(crate) fn with_external_ips(self, external_ips: bool) -> Self {
+        Self { external_ips, ..self }
     }
 
     /// Waits until the source has something to say.
@@ -80,10 +88,16 @@ impl Relay {
 
     /// The next change; `None` when the source has ended.
     pub(crate) async fn next(&mut self) -> Result<Option<Change>, Error> {
-        match self.held.pop_front() {
-            Some(change) => Ok(Some(change)),
-            None => self.receive().await,
+        let mut change = match self.held.pop_front() {
+            Some(change) => Some(change),
+            None => self.receive().await?,
+        };
+        if let Some(Change::Service(service)) = &mut change
+            && !self.external_ips
+        {
+            service.external_ips.clear();
         }
+        Ok(change)
     }
 
     async fn receive(&mut self) -> Result<Option<Change>, Error> {
@@ -108,9 +122,11 @@ impl Relay {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::objects::{self, Object};
 
     fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Change {
         Change::Node(Node {
@@ -118,6 +134,25 @@ mod tests {
             pod_cidrs: pod_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             ..Node::default()
         })
+    }
+
+    #[tokio::test]
+    async fn external_ips_may_be_left_out() {
+        let service = json!({
+            "metadata": {"namespace": "default", "name": "web"},
+            "spec": {"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.7"], "ports": [{"port": 80}]},
+        });
+        let service: objects::Service = serde_json::from_value(service).unwrap();
+        let service = service.convert().change.unwrap();
+        for external_ips in [true, false] {
+            let (sink, changes) = mpsc::unbounded_channel();
+            let mut relay = Relay::new(changes, None).with_external_ips(external_ips);
+            sink.send(service.clone()).unwrap();
+            let Some(Change::Service(relayed)) = relay.next().await.unwrap() else {
+                panic!("a Service was sent")
+            };
+            assert_eq!(relayed.external_ips.is_empty(), !external_ips);
+        }
     }
 
     #[tokio::test]

@@ -88,7 +88,8 @@ async fn follow(settings: &Settings, sink: Sink) -> Result<(), Error> {
 
 /// Does with the source's changes what the settings say.
 async fn program(settings: &Settings, changes: UnboundedReceiver<Change>) -> Result<(), Error> {
-    let mut relay = Relay::new(changes, settings.bind_address);
+    let mut relay =
+        Relay::new(changes, settings.bind_address).with_external_ips(settings.feature_gates.external_ips());
     let mut config = settings.config.clone();
     // Nothing is touched for a source that may prove useless.
     relay.ready().await?;
@@ -99,14 +100,8 @@ async fn program(settings: &Settings, changes: UnboundedReceiver<Change>) -> Res
         let mut out = io::stdout();
         return Ok(inspect::answer(&settings.request, settings.output, config, relay, &mut out).await?);
     }
-    info!(
-        "kube-proxy {} in mode ipvs on node {:?}, scheduler {}",
-        env!("CARGO_PKG_VERSION"),
-        config.node_name,
-        config.scheduler
-    );
     let (to_proxier, inbox) = mpsc::unbounded_channel();
-    let stopped = start_proxier(config, inbox)?;
+    let stopped = start_proxier(config, settings.source.to_string(), inbox)?;
     let relaying = async {
         while let Some(change) = relay.next().await? {
             // Fails if the proxier has stopped, which says why.
@@ -124,6 +119,7 @@ async fn program(settings: &Settings, changes: UnboundedReceiver<Change>) -> Res
 /// other. What is received is how it ended.
 fn start_proxier(
     config: Config,
+    source: String,
     changes: UnboundedReceiver<Change>,
 ) -> io::Result<oneshot::Receiver<Result<(), Error>>> {
     let (ended, result) = oneshot::channel();
@@ -131,6 +127,17 @@ fn start_proxier(
     thread::Builder::new().name("proxier".to_owned()).spawn(move || {
         let result = runtime.block_on(async {
             let kernel = Linux::prepare(&config).await?;
+            let families: Vec<String> = kernel.families().iter().map(ToString::to_string).collect();
+            info!(
+                version = env!("CARGO_PKG_VERSION"),
+                mode = "ipvs",
+                scheduler = %config.scheduler,
+                families = families.join(","),
+                kernel = %rustix::system::uname().release().to_string_lossy(),
+                node = %config.node_name,
+                source,
+                "Programming Services"
+            );
             let (reports, _) = mpsc::unbounded_channel();
             let reconciler = Reconciler::new(config, kernel, reports)
                 .await

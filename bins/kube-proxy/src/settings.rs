@@ -74,6 +74,15 @@ pub(crate) enum Source {
     Api,
 }
 
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manifests(directory) => write!(f, "manifests in {}", directory.display()),
+            Self::Api => f.write_str("API server"),
+        }
+    }
+}
+
 /// How the API server is spoken to (`clientConnection`, `--master`).
 #[allow(dead_code, reason = "the limits are being added")]
 #[derive(Clone, Debug, PartialEq)]

@@ -11,7 +11,7 @@ use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender},
     time::{Instant, sleep_until},
 };
-use tracing::{error, info, trace, warn};
+use tracing::{debug, error, info, trace, warn};
 
 use crate::{
     applied::Applied,
@@ -214,7 +214,7 @@ impl<K: Kernel> Reconciler<K> {
     fn tell_sync(&mut self, progress: Progress, planned: Planned) {
         let pending = self.planner.is_behind();
         self.queued &= pending;
-        self.tell(Report::Sync(Sync {
+        let sync = Sync {
             occasion: progress.occasion,
             families: self.families.clone(),
             started: progress.started.into_std(),
@@ -233,7 +233,20 @@ impl<K: Kernel> Reconciler<K> {
                 failing: self.failures.len(),
                 draining: self.draining.len(),
             },
-        }));
+        };
+        debug!(
+            occasion = ?sync.occasion,
+            services = sync.services,
+            operations = sync.work.iter().map(|work| work.operations).sum::<usize>(),
+            failures = sync.work.iter().map(|work| work.failures).sum::<usize>(),
+            duration = ?sync.duration,
+            kernel = ?sync.work.iter().map(|work| work.duration).sum::<Duration>(),
+            wanted = sync.totals.wanted,
+            failing = sync.totals.failing,
+            draining = sync.totals.draining,
+            "synced"
+        );
+        self.tell(Report::Sync(sync));
     }
 
     /// Leaves nothing of another kube-proxy's in force; what cannot be removed now is tried again at the next verification.

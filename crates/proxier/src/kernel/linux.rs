@@ -69,6 +69,11 @@ pub struct Linux {
 }
 
 impl Linux {
+    /// The address families that this kernel has and that are programmed.
+    pub fn families(&self) -> &[Family] {
+        &self.families
+    }
+
     /// Makes the kernel ready: sees that everything is there, then sets what all Services share: sysctls,
     /// timeouts, the nftables tables' chains and kube-ipvs0. What is so already is not written.
     ///
