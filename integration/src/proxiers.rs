@@ -56,7 +56,10 @@ impl Proxier {
         match self {
             Self::Ours => {}
             Self::UpstreamIpvs => {
-                command.arg("--proxy-mode=ipvs").args(limits);
+                // A synchronisation that nothing asks for would be waited for, too, and takes seconds here.
+                command
+                    .args(["--proxy-mode=ipvs", "--ipvs-sync-period=1h"])
+                    .args(limits);
             }
             Self::UpstreamNftables => {
                 command.arg("--proxy-mode=nftables").args(limits);

@@ -24,6 +24,7 @@ const NODE: &str = "
 apiVersion: v1
 kind: Node
 metadata: {name: node, labels: {topology.kubernetes.io/zone: a}}
+spec: {podCIDR: 10.244.0.0/24, podCIDRs: [10.244.0.0/24, \"fd00:10:244::/64\"]}
 status:
   addresses: [{type: InternalIP, address: 192.168.10.2}, {type: InternalIP, address: \"fd01::2\"}]
 ";

@@ -47,8 +47,13 @@ pub(super) fn settle(
                 kernel_state(node)? == before
             }
             Proxier::UpstreamIpvs | Proxier::UpstreamNftables => {
+                // Mode ipvs has more to do when the sentinel is there; mode nftables makes one transaction.
+                let since = match proxier {
+                    Proxier::UpstreamNftables => SystemTime::UNIX_EPOCH,
+                    _ => at - 2 * POLL,
+                };
                 let metrics = node.output("curl", &["--silent", "http://127.0.0.1:10249/metrics"]);
-                metrics.is_ok_and(|metrics| nothing_queued(&metrics, at - 2 * POLL))
+                metrics.is_ok_and(|metrics| nothing_queued(&metrics, since))
             }
         };
         if settled {
