@@ -1,5 +1,6 @@
 //! The proxiers that are compared, run alike.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 use std::process::Command;
@@ -33,17 +34,25 @@ impl Proxier {
     /// Upstream's.
     pub const UPSTREAM: [Self; 2] = [Self::UpstreamIpvs, Self::UpstreamNftables];
 
-    /// Starts it on a node, with the API server of [`KUBECONFIG`], the usual flags, and these.
+    /// Starts it on a node, with the API server of [`KUBECONFIG`], the usual flags, and these. It finds programs on
+    /// the search path `path`, or on this process's own.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(self, node: &Namespace, flags: &[String], log: &Path) -> Result<KubeProxy> {
+    pub fn start(
+        self,
+        node: &Namespace,
+        flags: &[String],
+        path: Option<&OsStr>,
+        log: &Path,
+    ) -> Result<KubeProxy> {
         let program = if self == Self::Ours {
             "kube-proxy"
         } else {
             UPSTREAM
         };
         let mut command = Command::new(program);
+        command.envs(path.map(|path| ("PATH", path)));
         command.args([
             "--kubeconfig",
             KUBECONFIG,

@@ -122,7 +122,7 @@ fn start(course: &Course, node: &Node) -> Result<Started> {
     let log = log_file();
     let began = Instant::now();
     let start = time_of_day();
-    let running = course.proxier.start(&node.namespace, &[], &log)?;
+    let running = course.proxier.start(&node.namespace, &[], None, &log)?;
     let limit = Duration::from_secs(course.patience);
     let done = loop {
         match completed(course.proxier, &node.namespace, &running)? {

@@ -1,6 +1,9 @@
 //! In a guest: takes proxiers through scenarios, and tells what became of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,12 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::observation::{Asker, KernelState, Observation, Probe, is_doubtful, probe};
 use super::recording::Recording;
-use super::scenario::Scenario;
+use super::scenario::{Families, Scenario};
 use super::sentinel::{self, Sentinel};
 use super::settle::settle;
 use super::target::{self, Targets};
 use crate::cluster::{Cluster, eventually};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::kube_proxy::KubeProxy;
 use crate::proxiers::Proxier;
 use crate::topology::{CLIENT, CLIENT_V6, Pod};
@@ -68,18 +71,20 @@ pub fn run(
     scenarios: &[Recorded],
     tell: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<()> {
-    let mut by_flags: BTreeMap<&[String], Vec<&Recorded>> = BTreeMap::new();
+    let mut alike: BTreeMap<(&[String], Families), Vec<&Recorded>> = BTreeMap::new();
     for recorded in scenarios {
-        by_flags.entry(&recorded.0.flags).or_default().push(recorded);
+        let (scenario, _) = recorded;
+        let run = (scenario.flags.as_slice(), scenario.families());
+        alike.entry(run).or_default().push(recorded);
     }
-    for (flags, scenarios) in by_flags {
+    for ((flags, families), scenarios) in alike {
         for share in scenarios.chunks(SHARE) {
             for proxier in proxiers {
                 let mut stage = None;
                 for (scenario, recording) in share {
                     let result = stage
                         .take()
-                        .map_or_else(|| Stage::set(*proxier, flags, share), Ok);
+                        .map_or_else(|| Stage::set(*proxier, flags, families, share), Ok);
                     let result = result.and_then(|stage| stage.follow(scenario, recording.as_ref(), tell));
                     match result {
                         Ok(reusable) => stage = reusable,
@@ -110,7 +115,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn set(proxier: Proxier, flags: &[String], scenarios: &[&Recorded]) -> Result<Self> {
+    fn set(proxier: Proxier, flags: &[String], families: Families, scenarios: &[&Recorded]) -> Result<Self> {
         let mut cluster = Cluster::new()?;
         let uplink = Uplink::open(&cluster.node().namespace)?;
         let slices: Vec<_> = scenarios
@@ -143,7 +148,11 @@ impl Stage {
         uplink.client().apply(NODE)?;
         let mut sentinel = Sentinel::default();
         sentinel.advance(uplink.client())?;
-        let running = proxier.start(node, flags, &log)?;
+        let path = match families {
+            Families::Both => None,
+            Families::Ipv4 => Some(without_ip6tables(&cluster)?),
+        };
+        let running = proxier.start(node, flags, path.as_deref(), &log)?;
         settle(proxier, node, &sentinel, &running)?;
         let bare = everything(&cluster)?;
         Ok(Self {
@@ -212,10 +221,14 @@ impl Stage {
             .filter(|reference| reference.passes())
             .map(|reference| reference.object())
             .collect();
-        self.uplink.client().delete_objects(&rest)?;
-        self.settle()?;
         if self.proxier == Proxier::Ours {
+            self.uplink.client().delete_objects(&rest)?;
+            self.settle()?;
             self.expect_bare()?;
+        } else {
+            // Upstream takes its time, and keeps servers as long as they have connections.
+            self.cluster.node().namespace.shell("ipvsadm --clear || true")?;
+            self.uplink.client().delete_objects(&rest)?;
         }
         Ok(reusable.then_some(self))
     }
@@ -271,6 +284,19 @@ impl Stage {
         askers.push(("outside", self.cluster.outside()));
         probe(self.proxier, &askers, targets, likely)
     }
+}
+
+/// A search path on which upstream's mode ipvs finds that there is no IPv6 here, and so does half the work.
+fn without_ip6tables(cluster: &Cluster) -> Result<OsString> {
+    let dir = cluster.scratch("without-ipv6");
+    let program = dir.join("ip6tables");
+    fs::create_dir_all(&dir).path("make", &dir)?;
+    fs::write(&program, "#!/bin/sh\nexit 1\n").path("write", &program)?;
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).path("make executable", &program)?;
+    let mut path = dir.into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    Ok(path)
 }
 
 /// What a proxier of ours programs, without the sentinel: what others read too, and the elements of its tables.

@@ -79,6 +79,13 @@ pub struct Reference {
     name: String,
 }
 
+/// The address families that a scenario's objects have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Families {
+    Ipv4,
+    Both,
+}
+
 /// The kinds that scenarios name, in lower case, with their API's version.
 const KINDS: [(&str, &str, &str); 4] = [
     ("service", "v1", "Service"),
@@ -275,6 +282,16 @@ impl Scenario {
             state.clone()
         };
         self.steps.iter().map(after).collect()
+    }
+
+    pub(super) fn families(&self) -> Families {
+        // Every other field of the objects can say it, and the fields of no object but these have two colons.
+        let given = serde_json::to_string(&(&self.flags, &self.steps)).unwrap_or_default();
+        if given.contains("::") || given.contains("IPv6") {
+            Families::Both
+        } else {
+            Families::Ipv4
+        }
     }
 
     fn check(&self) -> std::result::Result<(), String> {

@@ -95,7 +95,7 @@ fn kernel_state(node: &Namespace) -> Result<String> {
     Ok(servers.join("\n") + &addresses)
 }
 
-/// Whether, in upstream's metrics, both families were programmed after the last change was noticed, and after `since`.
+/// Whether, in upstream's metrics, every family was programmed after the last change was noticed, and after `since`.
 fn nothing_queued(metrics: &str, since: SystemTime) -> bool {
     let read = |name: &str| -> BTreeMap<String, f64> {
         let lines = metrics.lines().filter_map(|line| line.strip_prefix(name));
@@ -110,7 +110,8 @@ fn nothing_queued(metrics: &str, since: SystemTime) -> bool {
         .as_secs_f64();
     let done = read("kubeproxy_sync_proxy_rules_last_timestamp_seconds");
     let queued = read("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds");
-    done.len() == 2
+    !done.is_empty()
+        && queued.keys().all(|family| done.contains_key(family))
         && done.iter().all(|(family, done)| {
             let queued = queued.get(family).copied().unwrap_or_default();
             *done >= since && *done >= queued
