@@ -23,6 +23,7 @@ pub mod diff;
 mod drain;
 mod endpoints;
 pub mod explain;
+mod flows;
 pub mod kernel;
 mod marks;
 pub mod model;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ipvs::{Family, ServiceKey};
+use ipvs::{Command, Family, ServiceKey};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender},
     time::{Instant, sleep_until},
@@ -17,6 +17,7 @@ use crate::{
     applied::Applied,
     config::Config,
     drain::Draining,
+    flows,
     kernel::{Event, Failure, FailureKind, Kernel},
     model::Change,
     planner::{Planned, Planner},
@@ -66,6 +67,10 @@ struct Progress {
     started: Instant,
     work: Vec<Work>,
     failed: bool,
+    /// Whether UDP flows may lead astray now.
+    flows_astray: bool,
+    /// The virtual servers of UDP that are gone.
+    gone: HashSet<ServiceKey>,
 }
 
 impl Progress {
@@ -75,6 +80,27 @@ impl Progress {
             started: Instant::now(),
             work: Vec::new(),
             failed: false,
+            flows_astray: false,
+            gone: HashSet::new(),
+        }
+    }
+
+    /// Takes note of what the kernel has done.
+    fn note(&mut self, step: &Step) {
+        let (Key::Server(server), Operation::Ipvs(command)) = (step.key, &step.operation) else {
+            return;
+        };
+        if !flows::is_udp(&server) {
+            return;
+        }
+        match command {
+            // Flows to an address that was not a Service's so far know nothing of IPVS.
+            Command::NewService(_) | Command::DelDestination(..) => self.flows_astray = true,
+            Command::DelService(key) => {
+                self.flows_astray = true;
+                self.gone.extend((*key == server).then_some(server));
+            }
+            _ => {}
         }
     }
 }
@@ -180,6 +206,7 @@ impl<K: Kernel> Reconciler<K> {
         self.reconcile(keys, &mut progress).await;
         if !self.planner.is_behind() && !self.complete {
             self.complete = true;
+            progress.flows_astray = true;
             // All that exists is programmed: what else is ours is left over from before.
             let leftovers = self.applied.keys().collect();
             self.reconcile(leftovers, &mut progress).await;
@@ -193,7 +220,7 @@ impl<K: Kernel> Reconciler<K> {
         for (service, status) in planned.statuses.drain() {
             self.tell(Report::Service(service, status));
         }
-        self.tell_sync(progress, planned);
+        self.finish(progress, planned).await;
         self.batch_at = Instant::now() + self.planner.config().min_sync_period;
     }
 
@@ -207,6 +234,50 @@ impl<K: Kernel> Reconciler<K> {
             self.queued = true;
             self.tell(Report::Queued {
                 at: Instant::now().into_std(),
+            });
+        }
+    }
+
+    /// Ends what the new state leaves astray, and tells of what was done.
+    async fn finish(&mut self, progress: Progress, planned: Planned) {
+        if progress.flows_astray && self.complete {
+            self.end_stale_flows(&progress.gone).await;
+        }
+        self.tell_sync(progress, planned);
+    }
+
+    /// Ends the UDP flows that lead to where nobody wants them to (A5), found in the kernel's own table and not by
+    /// what has happened: others that came before us may have left some (Q30, Q31).
+    async fn end_stale_flows(&mut self, gone: &HashSet<ServiceKey>) {
+        for family in self.families.clone() {
+            let started = Instant::now();
+            let stale: Vec<_> = match self.kernel.udp_flows(family).await {
+                Ok(flows) => flows
+                    .into_iter()
+                    .filter(|flow| flows::is_stale(flow, self.planner.wanted(), gone))
+                    .collect(),
+                Err(failure) => {
+                    warn!("cannot see whether {family} UDP flows lead to endpoints that are gone: {failure}");
+                    continue;
+                }
+            };
+            let mut deleted = 0;
+            for (flow, result) in std::iter::zip(&stale, self.kernel.end_flows(&stale).await) {
+                match result {
+                    Ok(()) => {
+                        deleted += 1;
+                        trace!("conntrack -D {flow}");
+                    }
+                    Err(failure) => warn!("cannot end the UDP flow {flow}: {failure}"),
+                }
+            }
+            if deleted > 0 {
+                info!("ended {deleted} {family} UDP flows to endpoints that are gone");
+            }
+            self.tell(Report::Conntrack {
+                family,
+                duration: started.elapsed(),
+                deleted,
             });
         }
     }
@@ -300,7 +371,10 @@ impl<K: Kernel> Reconciler<K> {
             });
             for (step, result) in group.into_iter().zip(results) {
                 match result {
-                    Ok(()) => self.record(&step.operation),
+                    Ok(()) => {
+                        self.record(&step.operation);
+                        progress.note(step);
+                    }
                     Err(failure) => {
                         if failure.kind == FailureKind::Unknown {
                             self.verify_soon();
@@ -357,7 +431,7 @@ impl<K: Kernel> Reconciler<K> {
             .collect();
         let mut progress = Progress::begin(Occasion::Retry);
         self.reconcile(due, &mut progress).await;
-        self.tell_sync(progress, Planned::default());
+        self.finish(progress, Planned::default()).await;
     }
 
     /// Reads the kernel again and mends what differs. A reading that fails changes nothing (I3).
@@ -385,7 +459,8 @@ impl<K: Kernel> Reconciler<K> {
         if self.complete && !self.taken_over {
             self.take_over().await;
         }
-        self.tell_sync(progress, Planned::default());
+        progress.flows_astray = true;
+        self.finish(progress, Planned::default()).await;
     }
 
     /// Removes the real servers whose connections have ended, or have had their time (A2).
@@ -401,7 +476,7 @@ impl<K: Kernel> Reconciler<K> {
                     let wanted = self.planner.wanted();
                     let keys = drained.into_iter().map(|server| wanted.key_of(server)).collect();
                     self.reconcile(keys, &mut progress).await;
-                    self.tell_sync(progress, Planned::default());
+                    self.finish(progress, Planned::default()).await;
                 }
             }
             Err(failure) => warn!("cannot see whether real servers have drained: {failure}"),
@@ -427,11 +502,12 @@ mod tests {
 
     use super::*;
     use crate::{
+        kernel::conntrack::Flow,
         kernel::fake::FakeKernel,
-        model::{Endpoint, ObjectName, Overrides, Service},
+        model::{Endpoint, ObjectName, Overrides, Protocol, Service},
         report::Problem,
         step::Driver,
-        testing::{endpoint, ip, name, service, slice},
+        testing::{endpoint, endpoint_port, ip, name, port, service, slice},
     };
 
     const MOMENT: Duration = Duration::from_millis(10);
@@ -472,6 +548,13 @@ mod tests {
         /// What was reported since the last call.
         fn take_reports(&mut self) -> Vec<Report> {
             std::iter::from_fn(|| self.reports.try_recv().ok()).collect()
+        }
+
+        /// Without those of looking at flows.
+        fn take_reports_but_flows(&mut self) -> Vec<Report> {
+            let mut reports = self.take_reports();
+            reports.retain(|report| !matches!(report, Report::Conntrack { .. }));
+            reports
         }
 
         fn take_syncs(&mut self) -> impl Iterator<Item = Sync> {
@@ -831,6 +914,95 @@ mod tests {
         );
     }
 
+    /// A UDP Service with one endpoint, which two flows lead to and one to where none is; and another flow.
+    fn with_flows(kernel: &FakeKernel) -> (Service, [Flow; 4]) {
+        let mut dns = service("dns", "10.96.0.53");
+        dns.ports = vec![port("", Protocol::Udp, 53)];
+        let flow = |id, destination: &str, server: &str| Flow {
+            client: "10.244.0.9:40000".parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            server: server.parse().unwrap(),
+            id,
+        };
+        let flows = [
+            flow(1, "10.96.0.53:53", "10.244.0.2:5353"),
+            flow(2, "10.96.0.53:53", "10.244.0.2:5353"),
+            flow(3, "10.96.0.53:53", "10.244.0.9:5353"),
+            flow(4, "198.51.100.1:53", "198.51.100.1:53"),
+        ];
+        kernel.change(|state| state.flows = flows.into());
+        (dns, flows)
+    }
+
+    fn dns_slice(endpoints: &[Endpoint]) -> Change {
+        let mut slice = slice("dns-1", "dns", endpoints);
+        slice.ports = vec![endpoint_port("", Protocol::Udp, 5353)];
+        Change::EndpointSlice(slice)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a5_a8_flows_that_are_right_live_and_stale_ones_end_when_the_state_is_there() {
+        let kernel = FakeKernel::default();
+        let (dns, [one, two, stale, other]) = with_flows(&kernel);
+        let mut running = Running::on(&kernel).await;
+        running.send(Change::Service(dns));
+        running.send(dns_slice(&[endpoint("10.244.0.2")]));
+        running.pass(MOMENT).await;
+        kernel.change(|state| assert_eq!(state.flows_listed, 0, "not all is known"));
+        running.send(Change::Synced);
+        running.pass(MOMENT).await;
+        kernel.change(|state| assert_eq!(state.flows, BTreeSet::from([one, two, other])));
+        running.take_reports();
+
+        // Others made it while nobody looked.
+        kernel.change(|state| state.flows.insert(stale));
+        running.pass(Duration::from_secs(300)).await;
+        kernel.change(|state| assert_eq!(state.flows, BTreeSet::from([one, two, other])));
+        let deleted = running
+            .take_reports()
+            .into_iter()
+            .filter_map(|report| match report {
+                Report::Conntrack {
+                    family: Family::Inet,
+                    deleted,
+                    ..
+                } => Some(deleted),
+                _ => None,
+            });
+        assert_eq!(deleted.sum::<usize>(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a5_flows_are_looked_at_when_udp_servers_go_and_not_otherwise() {
+        let kernel = FakeKernel::default();
+        let (dns, [_, _, _, other]) = with_flows(&kernel);
+        let mut running = Running::with_web(&kernel).await;
+        running.send(Change::Service(dns));
+        running.send(dns_slice(&[endpoint("10.244.0.2")]));
+        running.pass(MOMENT).await;
+        let before = kernel.change(|state| state.flows_listed);
+        running.send(web_slice(&[endpoint("10.244.0.3")]));
+        running.send(dns_slice(&[endpoint("10.244.0.2"), endpoint("10.244.0.3")]));
+        running.pass(MOMENT).await;
+        kernel.change(|state| assert_eq!(state.flows_listed, before, "nobody lost a server"));
+        running.send(dns_slice(&[endpoint("10.244.0.3")]));
+        running.pass(MOMENT).await;
+        kernel.change(|state| assert_eq!(state.flows, BTreeSet::from([other])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn q31_a_service_that_goes_takes_its_flows_along() {
+        let kernel = FakeKernel::default();
+        let (dns, [_, _, _, other]) = with_flows(&kernel);
+        let mut running = Running::with_web(&kernel).await;
+        running.send(Change::Service(dns));
+        running.send(dns_slice(&[endpoint("10.244.0.2")]));
+        running.pass(MOMENT).await;
+        running.send(Change::ServiceGone(name("dns")));
+        running.pass(MOMENT).await;
+        kernel.change(|state| assert_eq!(state.flows, BTreeSet::from([other])));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn q25_a_conflict_is_told_once_and_its_end_too() {
         let kernel = FakeKernel::default();
@@ -866,7 +1038,7 @@ mod tests {
     async fn what_is_done_is_reported() {
         let kernel = FakeKernel::default();
         let mut running = Running::with_web(&kernel).await;
-        let reports = running.take_reports();
+        let reports = running.take_reports_but_flows();
         let [Report::Queued { .. }, Report::Sync(first)] = reports.as_slice() else {
             panic!("{reports:#?}")
         };
@@ -883,7 +1055,7 @@ mod tests {
         assert_eq!(first.totals.wanted, 2);
 
         running.pass(Duration::from_secs(31)).await;
-        let reports = running.take_reports();
+        let reports = running.take_reports_but_flows();
         let [Report::Sync(verification)] = reports.as_slice() else {
             panic!("{reports:#?}")
         };

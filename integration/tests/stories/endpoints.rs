@@ -1,12 +1,11 @@
 //! Which endpoints get traffic, and what becomes of the connections of those that do not any more.
 
 use integration::manifest::{Endpoint, service, slice};
-use integration::topology::CLIENT;
 use integration::traffic::Failure;
-use integration::traffic::Protocol::{Tcp, Udp};
+use integration::traffic::Protocol::Tcp;
 use integration::{Cluster, Result};
 
-use crate::{BRIDGE, TCP_8080, WEB_SERVERS, at, expect, hold, web, web_objects};
+use crate::{BRIDGE, TCP_8080, WEB_SERVERS, expect, hold, web, web_objects};
 
 const NOT_READY: &str = "ready: false, serving: false, terminating: false";
 const TERMINATING: &str = "ready: false, serving: true, terminating: true";
@@ -124,35 +123,5 @@ fn a9_connections_of_an_endpoint_that_is_gone_end_at_once() -> Result<()> {
     // The first packet makes the kernel drop the connection, and the next gets no answer but a reset.
     let answers = [held.ask(), held.ask()];
     assert!(answers.contains(&Err(Failure::Reset)), "{answers:?}");
-    Ok(())
-}
-
-#[test]
-#[ignore = "needs root and ip_vs: cargo xtask test"]
-fn a5_a_udp_client_that_keeps_its_port_follows_the_endpoints() -> Result<()> {
-    let mut cluster = Cluster::new()?;
-    let udp = &[(Udp, 5353)];
-    let dns_1 = cluster.node().pod("dns-1", 11, udp)?;
-    let dns_2 = cluster.node().pod("dns-2", 12, udp)?;
-    let objects = |endpoints: &[Endpoint<'_>]| {
-        [
-            service("dns", "clusterIP: 10.96.0.53, ports: [{port: 53, protocol: UDP}]"),
-            slice("dns-1", "dns", "{port: 5353, protocol: UDP}", endpoints),
-        ]
-    };
-    cluster.apply("dns", &objects(&[(&dns_1).into()]))?;
-    cluster.start(&[])?;
-    let asked_from = cluster.client().from((CLIENT, 40_000));
-    expect(asked_from, Udp, "10.96.0.53:53", &["dns-1"], BRIDGE)?;
-    cluster.apply("dns", &objects(&[(&dns_2).into()]))?;
-    cluster.expect_server("-a -u 10.96.0.53:53 -r 10.244.0.12:5353 -m -w 1")?;
-    expect(asked_from, Udp, "10.96.0.53:53", &["dns-2"], BRIDGE)?;
-    let left = cluster
-        .node()
-        .namespace
-        .shell("ipvsadm -Lcn | grep 10.244.0.11 || true")?;
-    assert_eq!(left, "", "the kernel still knows a flow to dns-1");
-    let answers = cluster.client().ask(Udp, at("10.96.0.53:53"), 4)?;
-    assert_eq!(answers.names(), Some(vec!["dns-2"]), "{answers}");
     Ok(())
 }

@@ -26,6 +26,7 @@ mod node_port;
 mod policies;
 mod repair;
 mod restart;
+mod udp;
 
 const TCP_8080: &[(Protocol, u16)] = &[(Protocol::Tcp, 8080)];
 

@@ -3,7 +3,7 @@
 use integration::manifest::{service, slice, slice_v6};
 use integration::topology::Pod;
 use integration::traffic::Client;
-use integration::traffic::Protocol::{Tcp, Udp};
+use integration::traffic::Protocol::Tcp;
 use integration::{Cluster, Result};
 
 use crate::{at, eventually, hold, web};
@@ -312,50 +312,6 @@ fn c3_source_ranges_and_local_together() -> Result<()> {
     ranges("10.244.0.0/16")?;
     expect(pod.client(), BALANCER, 4, "2 web-1, 2 web-2, seen as 10.244.0.20")?;
     expect(cluster.client(), BALANCER, 1, "1 timed out")
-}
-
-#[test]
-#[ignore = "needs root and ip_vs: cargo xtask test"]
-fn a5_a_udp_client_that_never_stops_is_moved_when_its_pod_goes() -> Result<()> {
-    let mut cluster = Cluster::new()?;
-    let pods = [
-        cluster.node().pod("dns-1", 11, &[(Udp, 5353)])?,
-        cluster.peer().pod("dns-2", 12, &[(Udp, 5353)])?,
-    ];
-    let client = cluster.node().pod("pod", 20, &[])?;
-    cluster.start(NODE_PORTS)?;
-    let apply = |pods: &[&Pod]| {
-        let endpoints: Vec<_> = pods.iter().copied().map(Into::into).collect();
-        let spec =
-            "type: NodePort, clusterIP: 10.96.0.10, ports: [{port: 53, nodePort: 30053, protocol: UDP}]";
-        cluster.apply(
-            "dns",
-            &[
-                service("dns", spec),
-                slice("dns-1", "dns", "{port: 5353, protocol: UDP}", &endpoints),
-            ],
-        )
-    };
-    for (client, to) in [
-        (client.client(), "10.96.0.10:53"),
-        (cluster.client(), "192.168.10.2:30053"),
-    ] {
-        apply(&[&pods[0], &pods[1]])?;
-        for pod in &pods {
-            cluster.expect_server(&format!("-a -u {to} -r {}:5353 -m -w 1", pod.ipv4))?;
-        }
-        let (socket, first) = hold(client, Udp, to)?;
-        let stays = pods.iter().find(|pod| pod.name != first).unwrap();
-        apply(&[stays])?;
-        // The one that has left its slice would still answer.
-        eventually(|| {
-            Ok(match socket.ask() {
-                Ok(reply) if reply.name == stays.name => Ok(()),
-                other => Err(format!("expected {} to answer, got {other:?}", stays.name)),
-            })
-        })?;
-    }
-    Ok(())
 }
 
 #[test]

@@ -12,7 +12,9 @@ use std::{
 use ipvs::{Command, Destination, Family, ServiceKey};
 
 use super::{
-    Event, Failure, FailureKind, Kernel, Observed, link,
+    Event, Failure, FailureKind, Kernel, Observed,
+    conntrack::Flow,
+    link,
     netfilter::{self, Element},
 };
 use crate::step::{Operation, RealServer};
@@ -28,6 +30,9 @@ pub(crate) struct State {
     pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) own_addresses: BTreeSet<IpAddr>,
     pub(crate) connections: HashMap<RealServer, u64>,
+    pub(crate) flows: BTreeSet<Flow>,
+    /// How often they were listed.
+    pub(crate) flows_listed: usize,
     /// Everything that was done, in order.
     pub(crate) log: Vec<String>,
     /// Operations, by their text, that are refused.
@@ -179,6 +184,19 @@ impl Kernel for FakeKernel {
                 Ok(())
             }
         })
+    }
+
+    async fn udp_flows(&mut self, family: Family) -> Result<Vec<Flow>, Failure> {
+        self.change(|state| {
+            state.flows_listed += 1;
+            let of_family = |flow: &&Flow| Family::of(flow.destination.ip()) == family;
+            Ok(state.flows.iter().filter(of_family).copied().collect())
+        })
+    }
+
+    async fn end_flows(&mut self, flows: &[Flow]) -> Vec<Result<(), Failure>> {
+        self.change(|state| state.flows.retain(|flow| !flows.contains(flow)));
+        vec![Ok(()); flows.len()]
     }
 
     async fn event(&mut self) -> Event {

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     Event, Failure, FailureKind, Kernel, Observed,
+    conntrack::{self, Conntrack, Flow},
     link::{self, Link},
     netfilter::{self, Element, Netfilter, Ruleset},
     sysctl::{self, KernelVersion},
@@ -41,6 +42,9 @@ pub enum Error {
     /// kube-ipvs0 or the node's addresses cannot be had.
     #[error(transparent)]
     Link(#[from] link::Error),
+    /// Connection tracking cannot be asked.
+    #[error(transparent)]
+    Conntrack(#[from] conntrack::Error),
     /// A kernel setting that Services depend on cannot be made.
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
@@ -58,6 +62,7 @@ pub struct Linux {
     ipvs: Handle,
     netfilter: Netfilter,
     link: Link,
+    conntrack: Conntrack,
     families: Vec<Family>,
     ruleset: Ruleset,
     timeouts: Timeouts,
@@ -84,6 +89,7 @@ impl Linux {
         let mut ipvs = Handle::connect().await?;
         let mut netfilter = Netfilter::connect()?;
         let mut link = Link::connect()?;
+        let conntrack = Conntrack::connect()?;
         probe_scheduler(&mut ipvs, &config.scheduler).await?;
         let families = families();
         if families.len() == 1 {
@@ -126,6 +132,7 @@ impl Linux {
             ipvs,
             netfilter,
             link,
+            conntrack,
             families: supported,
             ruleset,
             timeouts: config.timeouts,
@@ -145,6 +152,7 @@ impl Linux {
             ipvs: Handle::connect().await?,
             netfilter: Netfilter::connect()?,
             link: Link::connect()?,
+            conntrack: Conntrack::connect()?,
             families: families(),
             ruleset: ruleset(config),
             timeouts: config.timeouts,
@@ -257,7 +265,7 @@ impl Linux {
     }
 }
 
-fn ruleset(config: &Config) -> Ruleset {
+pub(super) fn ruleset(config: &Config) -> Ruleset {
     Ruleset {
         masquerade_bit: config.masquerade_bit,
         masquerade_all: config.masquerade_all,
@@ -392,6 +400,21 @@ impl Kernel for Linux {
         self.replace_upstream()
             .await
             .map_err(|error| Failure::unknown(&error))
+    }
+
+    async fn udp_flows(&mut self, family: Family) -> Result<Vec<Flow>, Failure> {
+        let flows = self.conntrack.udp_flows(family).await;
+        flows.map_err(|error| Failure::unknown(&error))
+    }
+
+    async fn end_flows(&mut self, flows: &[Flow]) -> Vec<Result<(), Failure>> {
+        let results = self.conntrack.end(flows).await.into_iter();
+        results
+            .map(|result| match result {
+                Ok(()) | Err(conntrack::Error::NotFound) => Ok(()),
+                Err(error) => Err(Failure::unknown(&error)),
+            })
+            .collect()
     }
 
     async fn event(&mut self) -> Event {

@@ -4,11 +4,13 @@ use std::{collections::HashMap, fmt, future::Future, net::IpAddr};
 
 use ipvs::{Destination, Family};
 
+use self::conntrack::Flow;
 use crate::{
     step::{Operation, RealServer},
     takeover::Record,
 };
 
+pub mod conntrack;
 #[cfg(test)]
 pub(crate) mod fake;
 pub(crate) mod ipset;
@@ -91,6 +93,12 @@ pub trait Kernel {
 
     /// All that exists is programmed: has it take the place of what another kube-proxy has left, which is removed.
     fn take_over(&mut self) -> impl Future<Output = Result<(), Failure>>;
+
+    /// Reads the UDP flows of a family that are tracked. A reading that is not whole is an error (I3).
+    fn udp_flows(&mut self, family: Family) -> impl Future<Output = Result<Vec<Flow>, Failure>>;
+
+    /// Ends tracked flows. Returns a result for each.
+    fn end_flows(&mut self, flows: &[Flow]) -> impl Future<Output = Vec<Result<(), Failure>>>;
 
     /// Waits for something that we did not do. Dropping the future loses nothing.
     fn event(&mut self) -> impl Future<Output = Event>;
