@@ -202,6 +202,8 @@ const GROUPS: &[Group] = &[
     Group { heading: OWN, flags: &[
         run("manifests", Kind::Text, "Directory of manifests to take Services from, instead of an API server"),
         run("output", Kind::Text, "What the command plan prints: ipvsadm, which is also meant by none, json or nft"),
+        run("ipvs-external-cidrs", Kind::List,
+            "CIDRs in which external and load-balancer addresses may be; others are not served. Empty for all"),
         run("ipvs-drain-timeout", Kind::Duration,
             "How long a server that is no longer wanted may keep its last TCP connections (default 15m0s)"),
     ]},
@@ -342,6 +344,17 @@ impl Flags {
 
     pub(crate) fn number(&self, name: &str) -> Option<i64> {
         self.value(name)?.as_i64()
+    }
+
+    pub(crate) fn list(&self, name: &str) -> Vec<String> {
+        match self.value(name) {
+            Some(Value::Array(items)) => items
+                .iter()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect(),
+            _ => Vec::new(),
+        }
     }
 
     pub(crate) fn duration(&self, name: &str) -> Option<Duration> {

@@ -15,10 +15,6 @@ const POD_CIDR_PATIENCE: Duration = Duration::from_secs(5 * 60);
 pub(crate) enum Error {
     #[error("--detect-local-mode NodeCIDR: the Node has no podCIDRs after {} s", POD_CIDR_PATIENCE.as_secs())]
     NoPodCidrs,
-    #[error(
-        "--detect-local-mode NodeCIDR: the Node's podCIDRs have changed; start again to use the new ones"
-    )]
-    PodCidrsChanged,
 }
 
 /// Hands a source's changes on.
@@ -27,8 +23,6 @@ pub(crate) struct Relay {
     bind_address: Option<IpAddr>,
     /// Whether Services have the addresses of `spec.externalIPs`.
     external_ips: bool,
-    /// The pod CIDRs that somebody relies on.
-    pod_cidrs: Option<Vec<IpNet>>,
     /// Received, but not yet asked for.
     held: VecDeque<Change>,
 }
@@ -44,7 +38,6 @@ impl Relay {
             changes,
             bind_address,
             external_ips: true,
-            pod_cidrs: None,
             held: node.map(Change::Node).into_iter().collect(),
         }
     }
@@ -61,13 +54,11 @@ impl Relay {
         Ok(())
     }
 
-    /// Waits for the Node's pod CIDRs. From then on they may not change.
+    /// Waits for the Node's pod CIDRs.
     pub(crate) async fn pod_cidrs(&mut self) -> Result<Vec<IpNet>, Error> {
         info!("waiting for the Node's podCIDRs");
         let waiting = time::timeout(POD_CIDR_PATIENCE, self.first_pod_cidrs());
-        let cidrs = waiting.await.unwrap_or(Err(Error::NoPodCidrs))?;
-        self.pod_cidrs = Some(cidrs.clone());
-        Ok(cidrs)
+        waiting.await.unwrap_or(Err(Error::NoPodCidrs))
     }
 
     async fn first_pod_cidrs(&mut self) -> Result<Vec<IpNet>, Error> {
@@ -102,19 +93,12 @@ impl Relay {
 
     async fn receive(&mut self) -> Result<Option<Change>, Error> {
         let mut change = self.changes.recv().await;
-        if let Some(Change::Node(node)) = &mut change {
-            if self
-                .pod_cidrs
-                .as_ref()
-                .is_some_and(|cidrs| node.pod_cidrs != *cidrs)
-            {
-                return Err(Error::PodCidrsChanged);
-            }
-            if let Some(primary) = self.bind_address {
-                node.addresses
-                    .retain(|address| address.is_ipv4() != primary.is_ipv4());
-                node.addresses.insert(0, primary);
-            }
+        if let Some(Change::Node(node)) = &mut change
+            && let Some(primary) = self.bind_address
+        {
+            node.addresses
+                .retain(|address| address.is_ipv4() != primary.is_ipv4());
+            node.addresses.insert(0, primary);
         }
         Ok(change)
     }
@@ -184,10 +168,6 @@ mod tests {
         for change in sent {
             assert_eq!(relay.next().await.unwrap(), Some(change));
         }
-        sink.send(node(&["192.0.2.1"], &["10.244.1.0/24"])).unwrap();
-        assert!(relay.next().await.is_ok());
-        sink.send(node(&["192.0.2.1"], &["10.244.2.0/24"])).unwrap();
-        assert!(matches!(relay.next().await, Err(Error::PodCidrsChanged)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -93,8 +93,8 @@ async fn program(settings: &Settings, changes: UnboundedReceiver<Change>) -> Res
     let mut config = settings.config.clone();
     // Nothing is touched for a source that may prove useless.
     relay.ready().await?;
-    if settings.local_is_node_cidrs {
-        config.local_detector = LocalDetector::Cidrs(relay.pod_cidrs().await?);
+    if let LocalDetector::NodeCidrs(cidrs) = &mut config.local_detector {
+        *cidrs = relay.pod_cidrs().await?;
     }
     if settings.request != Request::Run {
         let mut out = io::stdout();

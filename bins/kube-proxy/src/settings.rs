@@ -31,9 +31,6 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) config: Config,
-    /// The pods' addresses are to be learned from the Node object before anything is programmed
-    /// (`detectLocalMode: NodeCIDR`).
-    pub(crate) local_is_node_cidrs: bool,
     pub(crate) source: Source,
     /// How the API server is spoken to, if it is.
     pub(crate) client: Client,
@@ -137,13 +134,13 @@ impl Settings {
             FeatureGates::default()
         });
         logging(&c.logging, &feature_gates, &mut errors);
-        let (local_detector, local_is_node_cidrs) = local_detector(c, &mut errors);
         let settings = Self {
             config: Config {
                 scheduler: scheduler(c, &mut errors),
                 exclude_cidrs: errors.cidrs("ipvs.excludeCIDRs", &c.ipvs.exclude_cidrs),
+                external_cidrs: errors.cidrs("--ipvs-external-cidrs", &flags.list("ipvs-external-cidrs")),
                 node_port_addresses: node_port_addresses(c, &mut errors),
-                local_detector,
+                local_detector: local_detector(c, &mut errors),
                 masquerade_all: c.iptables.masquerade_all,
                 masquerade_bit: masquerade_bit(c, &mut errors),
                 strict_arp: c.ipvs.strict_arp,
@@ -156,7 +153,6 @@ impl Settings {
                 min_sync_period: c.ipvs.min_sync_period.0,
                 ..Config::new(node_name(c, hostname, &mut errors))
             },
-            local_is_node_cidrs,
             source: source(c, flags, &mut errors),
             client: Client {
                 kubeconfig: Some(&c.client_connection.kubeconfig)
@@ -387,8 +383,8 @@ fn bind_address(c: &Configuration, errors: &mut Errors) -> Option<IpAddr> {
     address.filter(|address| !address.is_unspecified())
 }
 
-/// The detector, and whether its CIDRs are still to be learned from the Node.
-fn local_detector(c: &Configuration, errors: &mut Errors) -> (LocalDetector, bool) {
+/// The detector; the Node's CIDRs are still to be learned from the Node.
+fn local_detector(c: &Configuration, errors: &mut Errors) -> LocalDetector {
     let mut interface = |field, name: &str| {
         if name.is_empty() {
             errors.add(
@@ -400,15 +396,15 @@ fn local_detector(c: &Configuration, errors: &mut Errors) -> (LocalDetector, boo
     };
     let detect = &c.detect_local;
     match c.detect_local_mode.as_str() {
-        "ClusterCIDR" => (cluster_cidrs(c, errors), false),
-        "NodeCIDR" => (LocalDetector::None, true),
+        "ClusterCIDR" => cluster_cidrs(c, errors),
+        "NodeCIDR" => LocalDetector::NodeCidrs(Vec::new()),
         "BridgeInterface" => {
             let bridge = interface("detectLocal.bridgeInterface", &detect.bridge_interface);
-            (LocalDetector::BridgeInterface(bridge), false)
+            LocalDetector::BridgeInterface(bridge)
         }
         "InterfaceNamePrefix" => {
             let prefix = interface("detectLocal.interfaceNamePrefix", &detect.interface_name_prefix);
-            (LocalDetector::InterfaceNamePrefix(prefix), false)
+            LocalDetector::InterfaceNamePrefix(prefix)
         }
         other => {
             let modes = [
@@ -418,7 +414,7 @@ fn local_detector(c: &Configuration, errors: &mut Errors) -> (LocalDetector, boo
                 "InterfaceNamePrefix",
             ];
             errors.one_of("detectLocalMode", other, &modes);
-            (LocalDetector::None, false)
+            LocalDetector::None
         }
     }
 }
@@ -537,7 +533,6 @@ mod tests {
             (settings.request, settings.output),
             (Request::Run, Format::Ipvsadm)
         );
-        assert!(!settings.local_is_node_cidrs);
     }
 
     #[test]
@@ -559,6 +554,7 @@ mod tests {
             "--ipvs-tcpfin-timeout=4s",
             "--ipvs-udp-timeout=5s",
             "--ipvs-drain-timeout=6s",
+            "--ipvs-external-cidrs=203.0.113.0/24",
             "--output=json",
             "explain",
             "kube-system/dns",
@@ -581,6 +577,7 @@ mod tests {
             sync_period: Duration::from_secs(60),
             min_sync_period: Duration::from_secs(2),
             drain_timeout: Duration::from_secs(6),
+            external_cidrs: cidrs(&["203.0.113.0/24"]),
             ..Config::new("node-1")
         };
         assert_eq!(format!("{:?}", settings.config), format!("{expected:?}"));
@@ -682,17 +679,15 @@ mod tests {
 
     #[test]
     fn the_local_detector_follows_the_mode() {
-        for (args, detector, node_cidrs) in [
+        for (args, detector) in [
             (
                 &["--cluster-cidr=010.0.0.1/8"][..],
                 LocalDetector::Cidrs(vec!["10.0.0.0/8".parse().unwrap()]),
-                false,
             ),
-            (&["--detect-local-mode="], LocalDetector::None, false),
+            (&["--detect-local-mode="], LocalDetector::None),
             (
                 &["--detect-local-mode=NodeCIDR", "--cluster-cidr=10.0.0.0/8"],
-                LocalDetector::None,
-                true,
+                LocalDetector::NodeCidrs(vec![]),
             ),
             (
                 &[
@@ -700,7 +695,6 @@ mod tests {
                     "--pod-bridge-interface=cni0",
                 ],
                 LocalDetector::BridgeInterface("cni0".into()),
-                false,
             ),
             (
                 &[
@@ -708,12 +702,10 @@ mod tests {
                     "--pod-interface-name-prefix=veth",
                 ],
                 LocalDetector::InterfaceNamePrefix("veth".into()),
-                false,
             ),
         ] {
             let settings = settings(args).unwrap();
             assert_eq!(settings.config.local_detector, detector, "{args:?}");
-            assert_eq!(settings.local_is_node_cidrs, node_cidrs, "{args:?}");
         }
     }
 
@@ -784,6 +776,10 @@ mod tests {
             (
                 &["--nodeport-addresses=primary,10.0.0.0/8"],
                 "nodePortAddresses (--nodeport-addresses): the word primary stands alone, without CIDRs",
+            ),
+            (
+                &["--ipvs-external-cidrs=all"],
+                "--ipvs-external-cidrs: \"all\" is not a CIDR",
             ),
             (
                 &["--ipvs-exclude-cidrs=10.0.0.0"],

@@ -15,6 +15,13 @@ pub struct Config {
     /// Virtual servers on these addresses are never edited nor removed unless a Service wants them
     /// (`--ipvs-exclude-cidrs`).
     pub exclude_cidrs: Vec<IpNet>,
+    /// External and load-balancer addresses outside of these are not programmed; all are if there is none
+    /// (`--ipvs-external-cidrs`, C4).
+    ///
+    /// An address on kube-ipvs0 is this node's own: a Service that has another node's address for an external one
+    /// cuts that node off from this one. Our node's addresses and those of API servers are known and safe; to know
+    /// those of all nodes, every node would have to watch every Node. This list is the way to protect them.
+    pub external_cidrs: Vec<IpNet>,
     /// Which of the node's addresses answer on node ports (`--nodeport-addresses`).
     pub node_port_addresses: NodePortAddresses,
     /// How in-cluster clients of a ClusterIP are told from others, who are masqueraded
@@ -44,6 +51,7 @@ impl Config {
             node_name: node_name.into(),
             scheduler: Scheduler::ROUND_ROBIN,
             exclude_cidrs: Vec::new(),
+            external_cidrs: Vec::new(),
             node_port_addresses: NodePortAddresses::All,
             local_detector: LocalDetector::None,
             masquerade_all: false,
@@ -73,8 +81,11 @@ pub enum NodePortAddresses {
 pub enum LocalDetector {
     /// Not at all: only clients on the node itself are masqueraded.
     None,
-    /// By source address: the cluster's or the node's pod CIDRs.
+    /// By source address: the cluster's pod CIDRs.
     Cidrs(Vec<IpNet>),
+    /// By source address: the node's pod CIDRs. These, until the Node object has others
+    /// ([`Node::pod_cidrs`](crate::model::Node::pod_cidrs)).
+    NodeCidrs(Vec<IpNet>),
     /// By the interface that they come in by: the bridge of the pods.
     BridgeInterface(Arc<str>),
     /// By the beginning of that interface's name.

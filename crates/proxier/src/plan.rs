@@ -27,8 +27,8 @@ use crate::{
     config::{Config, NodePortAddresses},
     endpoints::{Endpoints, Place},
     kernel::netfilter::{External, Treatment},
-    model::{EndpointSlice, Node, Service, SourceRanges, TrafficPolicy},
-    report::{HealthCheck, Problem, ServiceStatus, Traffic},
+    model::{EndpointSlice, Node, Service, ServicePort, SourceRanges, TrafficPolicy},
+    report::{HealthCheck, Problem, Refusal, ServiceStatus, Traffic},
 };
 
 /// The kernel objects that one Service wants.
@@ -82,6 +82,8 @@ pub struct NodeFacts {
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// The node's zone, if it is known.
     pub zone: Option<Arc<str>>,
+    /// Where API servers listen: the endpoints of `default/kubernetes`.
+    pub api_servers: BTreeSet<SocketAddr>,
 }
 
 impl NodeFacts {
@@ -104,6 +106,26 @@ impl NodeFacts {
             own_addresses,
             node_port_addresses,
             zone: node.and_then(|node| node.zone.clone()),
+            api_servers: BTreeSet::new(),
+        }
+    }
+
+    /// Why an external or load-balancer address of a Service must not be programmed (C4).
+    fn refuses(&self, address: IpAddr, service: &Service, config: &Config) -> Option<Refusal> {
+        let allowed = &config.external_cidrs;
+        let takes = |server: &SocketAddr| {
+            let wants =
+                |port: &ServicePort| port.protocol == Protocol::Tcp && port.port.get() == server.port();
+            // On the API server's own node the address is not bound: only the port must be left to it.
+            server.ip() == address
+                && (!self.own_addresses.contains(&address) || service.ports.iter().any(wants))
+        };
+        if self.api_servers.iter().any(takes) {
+            Some(Refusal::ApiServer)
+        } else if !allowed.is_empty() && !allowed.iter().any(|cidr| cidr.contains(&address)) {
+            Some(Refusal::NotAllowed)
+        } else {
+            None
         }
     }
 }
@@ -132,12 +154,19 @@ pub fn plan<'a>(
             continue;
         }
         plan.addresses.insert(*cluster_ip);
-        let of_family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
-            addresses
-                .iter()
-                .copied()
-                .filter(|a| Family::of(*a) == family)
-                .collect()
+        let mut of_family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
+            let mut usable = Vec::new();
+            for address in addresses.iter().filter(|a| Family::of(**a) == family) {
+                match node.refuses(*address, service, config) {
+                    Some(reason) => {
+                        let address = *address;
+                        let refused = Problem::RefusedAddress { address, reason };
+                        plan.status.problems.insert(refused);
+                    }
+                    None => usable.push(*address),
+                }
+            }
+            usable
         };
         let (external_ips, balancer_ips) = (
             of_family(&service.external_ips),
@@ -469,6 +498,60 @@ mod tests {
                 "nobody misses what is nowhere"
             );
         }
+    }
+
+    #[test]
+    fn c4_an_api_server_keeps_its_address() {
+        let config = config();
+        let mut service = service("web", "10.96.0.10");
+        service.external_ips = vec![ip("203.0.113.7"), ip("192.168.0.9"), ip(NODE[0])];
+        let refused = |address| Problem::RefusedAddress {
+            address: ip(address),
+            reason: Refusal::ApiServer,
+        };
+        let served = |service: &Service, port: u16| {
+            let api_servers = ["192.168.0.9", NODE[0]].map(|a| SocketAddr::new(ip(a), port));
+            let facts = NodeFacts {
+                api_servers: api_servers.into(),
+                ..facts(&config)
+            };
+            let plan = plan(service, &[], &facts, &config);
+            assert!(!plan.addresses.contains(&ip("192.168.0.9")));
+            let served: Vec<_> = plan.frontends.keys().map(ToString::to_string).collect();
+            (served.join(", "), plan.status.problems)
+        };
+        assert_eq!(
+            served(&service, 6443),
+            (
+                "TCP 10.96.0.10:80, TCP 192.168.0.2:80, TCP 203.0.113.7:80".into(),
+                BTreeSet::from([refused("192.168.0.9")])
+            ),
+            "C5: other ports of the node's own address can be served"
+        );
+        assert_eq!(
+            served(&service, 80),
+            (
+                "TCP 10.96.0.10:80, TCP 203.0.113.7:80".into(),
+                BTreeSet::from([refused("192.168.0.9"), refused(NODE[0])])
+            )
+        );
+    }
+
+    #[test]
+    fn c4_addresses_that_are_not_allowed_are_refused() {
+        let mut config = config();
+        config.external_cidrs = vec!["203.0.113.0/24".parse().unwrap()];
+        let mut service = service("web", "10.96.0.10");
+        service.external_ips = vec![ip("198.51.100.7")];
+        service.load_balancer_ips = vec![ip("203.0.113.8"), ip("198.51.100.8")];
+        let plan = plan(&service, &[], &facts(&config), &config);
+        assert_eq!(addresses(&plan), ["10.96.0.10", "203.0.113.8"]);
+        assert_eq!(plan.frontends.len(), 2);
+        let refused = ["198.51.100.7", "198.51.100.8"].map(|address| Problem::RefusedAddress {
+            address: ip(address),
+            reason: Refusal::NotAllowed,
+        });
+        assert_eq!(plan.status.problems, refused.into());
     }
 
     #[test]

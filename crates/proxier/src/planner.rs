@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::{
     applied::Applied,
-    config::Config,
+    config::{Config, LocalDetector},
     diff::{Circumstances, diff},
     explain::{Explanation, explain},
     model::{Change, ObjectName},
@@ -120,6 +120,9 @@ impl Planner {
         match self.store.apply(change) {
             Affected::Nothing => {}
             Affected::Services(services) => {
+                if services.iter().any(ObjectName::is_kubernetes_api) {
+                    self.set_own_addresses(self.node.own_addresses.clone());
+                }
                 for service in services {
                     if let Some(trigger) = trigger {
                         self.triggers.entry(service.clone()).or_default().push(trigger);
@@ -131,10 +134,25 @@ impl Planner {
         }
     }
 
+    /// How clients in the cluster are told from others, as far as that is known by now.
+    pub fn local_detector(&self) -> LocalDetector {
+        let node = self.store.node().map(|node| &node.pod_cidrs);
+        match (&self.config.local_detector, node) {
+            // A Node that loses them is about to get others.
+            (LocalDetector::NodeCidrs(_), Some(cidrs)) if !cidrs.is_empty() => {
+                LocalDetector::NodeCidrs(cidrs.clone())
+            }
+            (configured, _) => configured.clone(),
+        }
+    }
+
     /// The node's own addresses are these now. If that changes anything, every Service is planned again.
     pub fn set_own_addresses(&mut self, own_addresses: BTreeSet<IpAddr>) {
         let families = self.node.families.clone();
-        let node = NodeFacts::new(&self.config, families, own_addresses, self.store.node());
+        let node = NodeFacts {
+            api_servers: self.store.api_servers(),
+            ..NodeFacts::new(&self.config, families, own_addresses, self.store.node())
+        };
         if node != self.node {
             info!(node_port_addresses = ?node.node_port_addresses, zone = ?node.zone, "the node's facts have changed");
             self.node = node;

@@ -15,7 +15,7 @@ use tracing::{debug, error, info, trace, warn};
 
 use crate::{
     applied::Applied,
-    config::Config,
+    config::{Config, LocalDetector},
     drain::Draining,
     flows,
     kernel::{Event, Failure, FailureKind, Kernel},
@@ -48,6 +48,7 @@ pub struct Reconciler<K> {
     draining: Draining,
     failures: HashMap<Key, Retry>,
     families: Vec<Family>,
+    local_detector: LocalDetector,
     reports: UnboundedSender<Report>,
     /// Whether it was reported that changes wait.
     queued: bool,
@@ -129,6 +130,7 @@ impl<K: Kernel> Reconciler<K> {
         let verify_at = now + config.sync_period;
         let (families, own_addresses) = (observed.families.clone(), observed.own_addresses.clone());
         let applied = Applied::new(observed, &config.exclude_cidrs);
+        let local_detector = config.local_detector.clone();
         let mut planner = Planner::new(config, families.clone(), own_addresses);
         planner.adopt_marks(&applied);
         Ok(Self {
@@ -138,6 +140,7 @@ impl<K: Kernel> Reconciler<K> {
             draining: Draining::default(),
             failures: HashMap::new(),
             families,
+            local_detector,
             reports,
             queued: false,
             complete: false,
@@ -164,7 +167,7 @@ impl<K: Kernel> Reconciler<K> {
                 // Everything that is pending shares the next batch (B3).
                 count = changes.recv_many(&mut received, usize::MAX) => match count {
                     0 => return,
-                    _ => received.drain(..).for_each(|change| self.planner.take(change)),
+                    _ => self.take(received.drain(..)).await,
                 },
                 event = self.kernel.event() => self.react(event).await,
                 () = at(batch_at) => self.batch().await,
@@ -172,6 +175,19 @@ impl<K: Kernel> Reconciler<K> {
                 () = at(drain_at) => self.look_at_draining().await,
                 () = at(retry_at) => self.retry().await,
             }
+        }
+    }
+
+    async fn take(&mut self, changes: impl Iterator<Item = Change>) {
+        changes.for_each(|change| self.planner.take(change));
+        let detector = self.planner.local_detector();
+        if detector != self.local_detector {
+            info!("clients in the cluster are told from others by {detector:?} now");
+            if let Err(failure) = self.kernel.detect_local(detector.clone()).await {
+                warn!("cannot replace the nftables rules: {failure}");
+                self.verify_soon();
+            }
+            self.local_detector = detector;
         }
     }
 
@@ -522,11 +538,13 @@ mod tests {
 
     impl Running {
         async fn on(kernel: &FakeKernel) -> Self {
+            Self::with(kernel, Config::new("here")).await
+        }
+
+        async fn with(kernel: &FakeKernel, config: Config) -> Self {
             let (changes, receiver) = unbounded_channel();
             let (reporter, reports) = unbounded_channel();
-            let reconciler = Reconciler::new(Config::new("here"), kernel.clone(), reporter)
-                .await
-                .unwrap();
+            let reconciler = Reconciler::new(config, kernel.clone(), reporter).await.unwrap();
             Self {
                 kernel: kernel.clone(),
                 reports,
@@ -1001,6 +1019,92 @@ mod tests {
         running.send(Change::ServiceGone(name("dns")));
         running.pass(MOMENT).await;
         kernel.change(|state| assert_eq!(state.flows, BTreeSet::from([other])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pod_cidrs_that_change_are_taken_over_at_once() {
+        let kernel = FakeKernel::default();
+        let cidrs = |text: &str| vec![text.parse::<ipnet::IpNet>().unwrap()];
+        let config = Config {
+            local_detector: LocalDetector::NodeCidrs(cidrs("10.244.1.0/24")),
+            ..Config::new("here")
+        };
+        let mut running = Running::with(&kernel, config).await;
+        let node = |pod_cidrs| {
+            Change::Node(crate::model::Node {
+                pod_cidrs,
+                ..Default::default()
+            })
+        };
+        running.send(Change::Synced);
+        for (pod_cidrs, expected) in [
+            (cidrs("10.244.1.0/24"), vec![]),
+            (
+                cidrs("10.244.2.0/24"),
+                vec!["NodeCidrs([10.244.2.0/24])".to_owned()],
+            ),
+            (cidrs("10.244.2.0/24"), vec![]),
+            (
+                cidrs("10.244.1.0/24"),
+                vec!["NodeCidrs([10.244.1.0/24])".to_owned()],
+            ),
+        ] {
+            assert_eq!(running.done_for(node(pod_cidrs)).await, expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c4_an_address_that_an_api_server_gets_is_given_up() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        let mut web = web();
+        web.external_ips = vec![ip("192.168.0.9")];
+        running.send(Change::Service(web));
+        running.send(Change::Service(service("kubernetes", "10.96.0.1")));
+        running.pass(MOMENT).await;
+        kernel.change(|state| assert!(state.addresses.contains(&ip("192.168.0.9"))));
+        running.take_reports();
+        let api = slice("kubernetes", "kubernetes", &[endpoint("192.168.0.9")]);
+        running.send(Change::EndpointSlice(api));
+        running.pass(MOMENT).await;
+        kernel.change(|state| assert!(!state.addresses.contains(&ip("192.168.0.9"))));
+        let refused = Problem::RefusedAddress {
+            address: ip("192.168.0.9"),
+            reason: crate::report::Refusal::ApiServer,
+        };
+        assert_eq!(
+            running.take_statuses(),
+            [(name("web"), BTreeSet::from([refused]))]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn e8_another_zone_means_other_endpoints() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        let zone = |zone: &str| {
+            Change::Node(crate::model::Node {
+                zone: Some(zone.into()),
+                ..Default::default()
+            })
+        };
+        let hinted = |address: &str, zone: &str| Endpoint {
+            hints: Some(Box::new(crate::model::Hints {
+                zones: vec![zone.into()],
+                nodes: vec![],
+            })),
+            ..endpoint(address)
+        };
+        running.send(zone("a"));
+        running.send(web_slice(&[hinted("10.244.0.2", "a"), hinted("10.244.0.3", "b")]));
+        running.pass(MOMENT).await;
+        assert_eq!(
+            running.done_for(zone("b")).await,
+            [
+                "ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.3:8080 -m -w 1",
+                "ipvsadm -e -t 10.96.0.10:80 -r 10.244.0.2:8080 -m -w 0",
+            ]
+        );
     }
 
     #[tokio::test(start_paused = true)]

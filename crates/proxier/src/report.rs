@@ -96,6 +96,17 @@ pub enum Occasion {
     Drain,
 }
 
+impl fmt::Display for Occasion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Change => "a change",
+            Self::Verification => "a verification",
+            Self::Retry => "a failure",
+            Self::Drain => "draining",
+        })
+    }
+}
+
 /// The operations that a driver was asked for at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {

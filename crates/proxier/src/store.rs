@@ -1,7 +1,8 @@
 //! The current Services and EndpointSlices, and which Service a change concerns.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -83,6 +84,17 @@ impl Store {
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> + Clone {
         self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Where API servers listen: the endpoints of `default/kubernetes`.
+    pub fn api_servers(&self) -> BTreeSet<SocketAddr> {
+        let service = ObjectName::new("default", "kubernetes");
+        let listens = |slice: &EndpointSlice| {
+            let ports = slice.ports.iter().map(|port| port.port.get());
+            let pairs = ports.flat_map(|port| slice.endpoints.iter().map(move |e| (e.address, port)));
+            pairs.map(SocketAddr::from).collect::<Vec<_>>()
+        };
+        self.slices(&service).flat_map(listens).collect()
     }
 
     fn put_service(&mut self, service: Service) -> Affected {

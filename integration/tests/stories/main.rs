@@ -22,6 +22,7 @@ mod conduct;
 mod endpoints;
 mod foreign;
 mod masquerade;
+mod node;
 mod node_port;
 mod policies;
 mod repair;

@@ -17,7 +17,10 @@ use super::{
     link,
     netfilter::{self, Element},
 };
-use crate::step::{Operation, RealServer};
+use crate::{
+    config::LocalDetector,
+    step::{Operation, RealServer},
+};
 
 /// A handle to the state, which the test and the reconciler share.
 #[derive(Clone, Debug, Default)]
@@ -154,6 +157,11 @@ impl Kernel for FakeKernel {
             }),
             false => Ok(state.observe()),
         })
+    }
+
+    async fn detect_local(&mut self, detector: LocalDetector) -> Result<(), Failure> {
+        self.change(|state| state.log.push(format!("{detector:?}")));
+        Ok(())
     }
 
     async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {

@@ -16,13 +16,17 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol},
     link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 /// The name of the link.
 pub const SERVICE_LINK: &str = "kube-ipvs0";
+
+/// The protocol (`IFA_PROTO`, Linux 5.18 and later) of the addresses that we add, by which routing daemons and
+/// `ip address show proto 0x4b` tell them from others (D6). An older kernel does not keep it.
+pub const ADDRESS_PROTOCOL: u8 = 0x4b;
 
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
@@ -391,6 +395,8 @@ fn update_message(update: Update, link: u32) -> NetlinkMessage<RouteNetlinkMessa
     ];
     match update {
         Update::Add(_) => {
+            let protocol = AddressProtocol::Other(ADDRESS_PROTOCOL);
+            message.attributes.push(AddressAttribute::Protocol(protocol));
             let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewAddress(message));
             message.header.flags = NLM_F_CREATE | NLM_F_REPLACE;
             message

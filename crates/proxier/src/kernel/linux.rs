@@ -21,7 +21,7 @@ use super::{
     sysctl::{self, KernelVersion},
 };
 use crate::{
-    config::{Config, Timeouts},
+    config::{Config, LocalDetector, Timeouts},
     step::{Operation, RealServer},
     takeover::{self, Upstream},
 };
@@ -274,7 +274,8 @@ pub(super) fn ruleset(config: &Config) -> Ruleset {
     }
 }
 
-/// IPv4, and IPv6 unless the kernel lacks it or has it switched off (E5).
+/// IPv4, and IPv6 unless the kernel lacks it or has it switched off (E5). A kernel with IPVS always has IPv4; whether
+/// its nftables has is seen when the table is made.
 fn families() -> Vec<Family> {
     let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
     match disabled.is_ok_and(|text| text.trim() == "0") {
@@ -346,6 +347,16 @@ fn destination(read: &ProcDestination) -> Destination {
 impl Kernel for Linux {
     async fn observe(&mut self) -> Result<Observed, Failure> {
         self.read().await.map_err(|error| Failure::unknown(&error))
+    }
+
+    async fn detect_local(&mut self, detector: LocalDetector) -> Result<(), Failure> {
+        // Where it fails now, the next reading makes up for it.
+        self.ruleset.local_detector = detector;
+        for family in &self.families {
+            let ensured = self.netfilter.ensure_base(*family, &self.ruleset).await;
+            ensured.map_err(|error| Failure::unknown(&error))?;
+        }
+        Ok(())
     }
 
     async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {

@@ -6,6 +6,7 @@ use ipvs::{Destination, Family};
 
 use self::conntrack::Flow;
 use crate::{
+    config::LocalDetector,
     step::{Operation, RealServer},
     takeover::Record,
 };
@@ -81,6 +82,9 @@ impl fmt::Display for Failure {
 pub trait Kernel {
     /// Mends what all Services share, and reads everything. A reading that is not whole is an error (I3).
     fn observe(&mut self) -> impl Future<Output = Result<Observed, Failure>>;
+
+    /// Tells clients in the cluster from others in this way from now on, while all Services go on.
+    fn detect_local(&mut self, detector: LocalDetector) -> impl Future<Output = Result<(), Failure>>;
 
     /// Carries out operations of one driver, in their order. Returns a result for each.
     fn apply(&mut self, operations: &[Operation]) -> impl Future<Output = Vec<Result<(), Failure>>>;

@@ -306,7 +306,9 @@ fn restricted_rules(family: Family, external: External) -> [Rule; 2] {
 fn pods(family: Family, detector: &LocalDetector) -> Vec<Vec<Expressions>> {
     match detector {
         LocalDetector::None => Vec::new(),
-        LocalDetector::Cidrs(cidrs) => cidrs.iter().filter_map(|cidr| source_in(family, cidr)).collect(),
+        LocalDetector::Cidrs(cidrs) | LocalDetector::NodeCidrs(cidrs) => {
+            cidrs.iter().filter_map(|cidr| source_in(family, cidr)).collect()
+        }
         LocalDetector::BridgeInterface(name) => vec![input_interface(interface_name(name))],
         LocalDetector::InterfaceNamePrefix(prefix) => vec![input_interface(prefix.as_bytes().to_vec())],
     }
