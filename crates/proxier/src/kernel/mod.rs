@@ -7,6 +7,7 @@ use ipvs::{Destination, Family};
 use self::conntrack::Flow;
 use crate::{
     config::LocalDetector,
+    source_ports::SourcePorts,
     step::{Operation, RealServer},
     takeover::Record,
 };
@@ -36,6 +37,8 @@ pub struct Observed {
     pub elements: Vec<netfilter::Element>,
     /// What upstream's kube-proxy has on record, until that has been removed.
     pub records: Vec<Record>,
+    /// From which ports masqueraded flows leave.
+    pub source_ports: SourcePorts,
 }
 
 /// Something happened in the kernel that we did not do.
