@@ -15,7 +15,7 @@ use super::{
     Event, Failure, FailureKind, Kernel, Observed,
     conntrack::Flow,
     link,
-    netfilter::{self, Element},
+    netfilter::{self, Element, foreign::ForeignDrop},
 };
 use crate::{
     config::LocalDetector,
@@ -32,6 +32,7 @@ pub(crate) struct State {
     pub(crate) servers: BTreeMap<ServiceKey, (ipvs::Service, BTreeMap<SocketAddr, Destination>)>,
     pub(crate) elements: BTreeSet<Element>,
     pub(crate) source_ports: SourcePorts,
+    pub(crate) foreign_drops: Vec<ForeignDrop>,
     pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) own_addresses: BTreeSet<IpAddr>,
     pub(crate) connections: HashMap<RealServer, u64>,
@@ -82,6 +83,7 @@ impl State {
             elements: self.elements.iter().copied().collect(),
             records: Vec::new(),
             source_ports: self.source_ports,
+            foreign_drops: self.foreign_drops.clone(),
         }
     }
 

@@ -7,6 +7,7 @@ use ipvs::{Destination, Family};
 use self::conntrack::Flow;
 use crate::{
     config::LocalDetector,
+    kernel::netfilter::foreign::ForeignDrop,
     source_ports::SourcePorts,
     step::{Operation, RealServer},
     takeover::Record,
@@ -39,6 +40,8 @@ pub struct Observed {
     pub records: Vec<Record>,
     /// From which ports masqueraded flows leave.
     pub source_ports: SourcePorts,
+    /// What other programs' packet filters drop that Services need.
+    pub foreign_drops: Vec<ForeignDrop>,
 }
 
 /// Something happened in the kernel that we did not do.
