@@ -204,6 +204,8 @@ const GROUPS: &[Group] = &[
         run("output", Kind::Text, "What the command plan prints: ipvsadm, which is also meant by none, json or nft"),
         run("ipvs-external-cidrs", Kind::List,
             "CIDRs in which external and load-balancer addresses may be; others are not served. Empty for all"),
+        run("ipvs-masquerade-fully-random", Kind::Switch,
+            "Masquerade from source ports that the kernel chooses at random (default true)"),
         run("ipvs-drain-timeout", Kind::Duration,
             "How long a server that is no longer wanted may keep its last TCP connections (default 15m0s)"),
     ]},

@@ -142,6 +142,7 @@ impl Settings {
                 node_port_addresses: node_port_addresses(c, &mut errors),
                 local_detector: local_detector(c, &mut errors),
                 masquerade_all: c.iptables.masquerade_all,
+                masquerade_fully_random: flags.value("ipvs-masquerade-fully-random") != Some(false.into()),
                 masquerade_bit: masquerade_bit(c, &mut errors),
                 strict_arp: c.ipvs.strict_arp,
                 timeouts: Timeouts {
@@ -544,6 +545,7 @@ mod tests {
             "--cluster-cidr=10.244.0.0/16,fd00::/64",
             "--masquerade-all",
             "--iptables-masquerade-bit=0",
+            "--ipvs-masquerade-fully-random=false",
             "--nodeport-addresses=192.0.2.0/24,fd01::/64",
             "--ipvs-scheduler=mh",
             "--ipvs-exclude-cidrs=198.51.100.0/24",
@@ -567,6 +569,7 @@ mod tests {
             node_port_addresses: NodePortAddresses::Cidrs(cidrs(&["192.0.2.0/24", "fd01::/64"])),
             local_detector: LocalDetector::Cidrs(cidrs(&["10.244.0.0/16", "fd00::/64"])),
             masquerade_all: true,
+            masquerade_fully_random: false,
             masquerade_bit: 0,
             strict_arp: true,
             timeouts: Timeouts {
