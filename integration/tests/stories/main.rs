@@ -29,6 +29,7 @@ mod node_port;
 mod policies;
 mod repair;
 mod restart;
+mod takeover;
 mod udp;
 
 const TCP_8080: &[(Protocol, u16)] = &[(Protocol::Tcp, 8080)];
