@@ -33,6 +33,7 @@ const PACKAGES: &[&str] = &[
     "kmod",
     "less",
     "libc-bin",
+    "mount",
     "ncurses-base",
     "netcat-openbsd",
     "nftables",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use integration::Result;
 use integration::cluster::{Cluster, eventually};
+use integration::kube_proxy::KubeProxy;
 use integration::traffic::Protocol::Tcp;
 
 use crate::{WEB_SERVERS, at, hold, web};
@@ -239,4 +240,143 @@ fn f2_legacy_iptables_lose_all_but_what_services_need() -> Result<()> {
     let log = cluster.kube_proxy()?.log()?;
     assert!(log.contains("KUBE-FORWARD stays"), "{log}");
     Ok(())
+}
+
+/// F4, I4, Q40, Q41, Q43
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn f4_a_cleanup_removes_what_is_ours_and_upstream_s_and_nothing_else() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    script(&cluster, "iptables-nft -w", &[SERVERS, SETS, CHAINS, OTHERS])?;
+    let foreign = "-A -t 192.168.10.2:443 -s wlc
+        -A -t 198.51.100.7:80 -s rr
+        -A -f 7 -s rr";
+    cluster.node().namespace.shell(
+        "ipvsadm -A -t 192.168.10.2:443 -s wlc; ipvsadm -A -f 7 -s rr; ipvsadm -A -t 198.51.100.7:80 -s rr
+         ip address add 198.51.100.7/32 dev kube-ipvs0; nft add table ip theirs",
+    )?;
+    let cleanup = |cluster: &Cluster| {
+        let arguments = ["--cleanup", "--ipvs-exclude-cidrs=198.51.100.0/24"];
+        cluster.node().namespace.output("kube-proxy", &arguments)
+    };
+    let expect_clean = |cluster: &Cluster| {
+        cluster.expect_servers(foreign)?;
+        cluster.expect_addresses(&["198.51.100.7/32"])?;
+        let others = ["KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-MARK-MASQ"];
+        expect_names(cluster, "iptables-nft", &others)?;
+        let ruleset = cluster.ruleset()?;
+        assert!(
+            ruleset.contains("table ip theirs") && !ruleset.contains("kube-proxy"),
+            "{ruleset}"
+        );
+        Ok::<_, integration::Error>(())
+    };
+    // What upstream left.
+    cleanup(&cluster)?;
+    expect_clean(&cluster)?;
+    cleanup(&cluster)?;
+    expect_clean(&cluster)?;
+    // What we leave.
+    cluster.start(&["--ipvs-exclude-cidrs=198.51.100.0/24"])?;
+    cluster.expect_servers(&format!("{foreign}\n{WEB_SERVERS}"))?;
+    cluster.take_kube_proxy()?.kill()?;
+    cleanup(&cluster)?;
+    expect_clean(&cluster)?;
+    // Without anything to keep, the link goes.
+    cluster.node().namespace.output("kube-proxy", &["--cleanup"])?;
+    cluster.expect_addresses(&[])?;
+    cluster
+        .node()
+        .namespace
+        .shell("! ip link show kube-ipvs0 2>/dev/null")
+        .map(drop)
+}
+
+/// Q42: nothing of IPVS is asked for, and so nothing loaded.
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn f4_a_cleanup_needs_no_ip_vs() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let node = &cluster.node().namespace;
+    node.shell(
+        "for module in $(grep -o '^ip_vs_[a-z]*' /proc/modules) ip_vs; do
+             ! grep -q \"^$module \" /proc/modules || rmmod $module; done
+         ip link add kube-ipvs0 type dummy; ip address add 10.96.0.10/32 dev kube-ipvs0",
+    )?;
+    let loaded = "grep -q '^ip_vs ' /proc/modules && echo loaded || echo not loaded";
+    assert_eq!(node.shell(loaded)?, "not loaded\n");
+    node.output("kube-proxy", &["--cleanup"])?;
+    node.output("kube-proxy", &["--cleanup"])?;
+    assert_eq!(node.shell(loaded)?, "not loaded\n");
+    cluster.expect_addresses(&[])
+}
+
+/// Who runs a program with CAP_NET_ADMIN alone, as nobody, and `/proc/sys` that cannot be written.
+const UNPRIVILEGED: &str = "mount -o bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&
+    exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --bounding-set=-all,+net_admin \
+        --inh-caps=-all,+net_admin --ambient-caps=-all,+net_admin \"$@\"";
+
+/// F5
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn f5_after_init_only_cap_net_admin_is_enough() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    let flags = cluster.flags();
+    let start = |cluster: &mut Cluster| {
+        let log = cluster.new_log();
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", UNPRIVILEGED, "sh", "kube-proxy"])
+            .args(&flags);
+        KubeProxy::start_command(&cluster.node().namespace, &mut command, &log)
+    };
+    // It says what is missing, and how to have it.
+    let (status, log) = start(&mut cluster)?.wait()?;
+    assert!(
+        !status.success() && log.contains("sysctl -w net.ipv4.vs.conntrack=1"),
+        "{log}"
+    );
+    let init = [
+        "--init-only",
+        "--ipvs-tcp-timeout=1800s",
+        "--conntrack-udp-timeout=45s",
+    ];
+    let node = &cluster.node().namespace;
+    node.output("kube-proxy", &init)?;
+    let made = node.shell(
+        "ipvsadm -L --timeout; ip -o link show kube-ipvs0; ipvsadm -Sn; nft list ruleset
+         cd /proc/sys/net; cat ipv4/vs/conntrack netfilter/nf_conntrack_tcp_timeout_established \\
+             netfilter/nf_conntrack_udp_timeout",
+    )?;
+    assert!(made.contains("tcp tcpfin udp): 1800 120 300"), "{made}");
+    assert!(
+        made.contains("state DOWN") && made.ends_with("1\n86400\n45\n"),
+        "{made}"
+    );
+    assert!(!made.contains("table"), "nothing is programmed: {made}");
+    let mut running = start(&mut cluster)?;
+    running.wait_for("in sync")?;
+    cluster.expect_servers(WEB_SERVERS)?;
+    expect_both(&cluster)
+}
+
+/// A7
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn a7_timeouts_stay_as_configured() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    cluster.start(&["--ipvs-tcp-timeout=600s", "--ipvs-sync-period=1s"])?;
+    let log = cluster.kube_proxy()?.log()?;
+    assert!(log.contains("idle for 600 s") && log.contains("7200 s"), "{log}");
+    let node = &cluster.node().namespace;
+    node.shell("ipvsadm --set 900 60 200")?;
+    eventually(|| {
+        let said = node.shell("ipvsadm -L --timeout")?;
+        // Those that were not asked for are nobody's.
+        Ok(if said.contains(": 600 60 200") {
+            Ok(())
+        } else {
+            Err(said)
+        })
+    })
 }
