@@ -33,7 +33,6 @@ const PACKAGES: &[&str] = &[
     "kmod",
     "less",
     "libc-bin",
-    "mount",
     "ncurses-base",
     "netcat-openbsd",
     "nftables",

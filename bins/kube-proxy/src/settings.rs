@@ -588,12 +588,12 @@ mod tests {
             defaults.metrics_bind_address,
             Some("127.0.0.1:10249".parse().unwrap())
         );
-        assert_eq!(defaults.conntrack.max_per_core, Some(32768));
+        assert_eq!(defaults.config.conntrack.max_per_core, Some(32768));
         assert_eq!(
-            defaults.conntrack.tcp_established,
+            defaults.config.conntrack.tcp_established,
             Some(Duration::from_secs(24 * 3600))
         );
-        assert_eq!(defaults.conntrack.udp, None);
+        assert_eq!(defaults.config.conntrack.udp, None);
         let settings = settings(&[
             "--healthz-bind-address=",
             "--metrics-bind-address=0",
@@ -626,7 +626,7 @@ mod tests {
         );
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         assert_eq!(
-            settings.conntrack,
+            settings.config.conntrack,
             Conntrack {
                 max_per_core: None,
                 min: 1,

@@ -9,6 +9,8 @@ use integration::Result;
 use integration::cluster::{Cluster, eventually};
 use integration::kube_proxy::KubeProxy;
 use integration::traffic::Protocol::Tcp;
+use rustix::mount::{MountFlags, mount_bind, mount_remount};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::{WEB_SERVERS, at, hold, web};
 
@@ -311,27 +313,42 @@ fn f4_a_cleanup_needs_no_ip_vs() -> Result<()> {
     cluster.expect_addresses(&[])
 }
 
-/// Who runs a program with CAP_NET_ADMIN alone, as nobody, and `/proc/sys` that cannot be written.
-const UNPRIVILEGED: &str = "mount -o bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&
-    exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --bounding-set=-all,+net_admin \
-        --inh-caps=-all,+net_admin --ambient-caps=-all,+net_admin \"$@\"";
+/// Who runs a program as nobody, with CAP_NET_ADMIN alone.
+const NET_ADMIN_ALONE: [&str; 8] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--no-new-privs",
+    "--bounding-set=-all,+net_admin",
+    "--inh-caps=-all,+net_admin",
+    "--ambient-caps=-all,+net_admin",
+];
+
+/// Starts kube-proxy with few privileges, and `/proc/sys` read-only.
+fn start_unprivileged(cluster: &mut Cluster) -> Result<KubeProxy> {
+    const SYSCTLS: &str = "/proc/sys";
+    let (flags, log) = (cluster.flags(), cluster.new_log());
+    let node = &cluster.node().namespace;
+    node.enter(|| {
+        // SAFETY: the thread has this to do and nothing else, and what it starts shares its mounts.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+        mount_bind(SYSCTLS, SYSCTLS).unwrap();
+        mount_remount(SYSCTLS, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+        let [setpriv, arguments @ ..] = NET_ADMIN_ALONE;
+        let mut command = Command::new(setpriv);
+        command.args(arguments).arg("kube-proxy").args(&flags);
+        KubeProxy::start_command(node, &mut command, &log)
+    })
+}
 
 /// F5
 #[test]
 #[ignore = "needs root and ip_vs: cargo xtask test"]
 fn f5_after_init_only_cap_net_admin_is_enough() -> Result<()> {
     let (mut cluster, _pods) = web()?;
-    let flags = cluster.flags();
-    let start = |cluster: &mut Cluster| {
-        let log = cluster.new_log();
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "sh", "-c", UNPRIVILEGED, "sh", "kube-proxy"])
-            .args(&flags);
-        KubeProxy::start_command(&cluster.node().namespace, &mut command, &log)
-    };
     // It says what is missing, and how to have it.
-    let (status, log) = start(&mut cluster)?.wait()?;
+    let (status, log) = start_unprivileged(&mut cluster)?.wait()?;
     assert!(
         !status.success() && log.contains("sysctl -w net.ipv4.vs.conntrack=1"),
         "{log}"
@@ -354,7 +371,7 @@ fn f5_after_init_only_cap_net_admin_is_enough() -> Result<()> {
         "{made}"
     );
     assert!(!made.contains("table"), "nothing is programmed: {made}");
-    let mut running = start(&mut cluster)?;
+    let mut running = start_unprivileged(&mut cluster)?;
     running.wait_for("in sync")?;
     cluster.expect_servers(WEB_SERVERS)?;
     expect_both(&cluster)
