@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, TypeMeta,
 };
@@ -123,6 +124,16 @@ impl Client {
     /// The server has no such object; those before it are deleted.
     pub fn delete_objects(&self, objects: &[DynamicObject]) -> Result<()> {
         objects.iter().try_for_each(|object| self.delete_one(object))
+    }
+
+    /// All events.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        let all = Api::<Event>::all(self.client.clone());
+        let found = self.runtime.block_on(all.list(&ListParams::default()));
+        Ok(found.api("list every event")?.items)
     }
 
     /// Deletes all Services but the server's own, all EndpointSlices and all Nodes.

@@ -165,6 +165,14 @@ impl Uplink {
         &self.client
     }
 
+    /// The server's port on the loopback of the guest and of the node's namespace.
+    ///
+    /// # Errors
+    /// This is no guest with an API server.
+    pub fn port(&self) -> Result<u16> {
+        port(PORT)
+    }
+
     /// What the server says to the programs in the node's namespace.
     #[must_use]
     pub fn arrivals(&self) -> &Arrivals {

@@ -1,5 +1,8 @@
 //! The main job with a real API server: what it says, the kernel does, also after the server was away.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use integration::cluster::{Cluster, eventually};
 use integration::kube_proxy::KubeProxy;
 use integration::manifest::{Endpoint, service, slice};
@@ -306,4 +309,147 @@ fn senseless_objects_cost_only_themselves() -> Result<()> {
          -a -t 10.96.0.11:80 -r 10.244.0.11:8080 -m -w 1
          -A -t 10.96.0.24:80 -s rr"
     ))
+}
+
+/// Status and body of an answer on the node.
+fn get(watched: &Watched, url: &str) -> Result<(String, String)> {
+    let script = format!("curl -s -m 5 -w '\\n%{{http_code}}' {url} || true");
+    let answer = watched.cluster.node().namespace.shell(&script)?;
+    let (body, status) = answer.trim_end().rsplit_once('\n').unwrap_or(("", &answer));
+    Ok((status.to_owned(), body.to_owned()))
+}
+
+/// Waits for the statuses of `/healthz` and `/livez`.
+fn expect_health(watched: &Watched, expected: [&str; 2]) -> Result<()> {
+    eventually(|| {
+        let healthz = get(watched, "http://127.0.0.1:10256/healthz")?;
+        let livez = get(watched, "http://127.0.0.1:10256/livez")?;
+        let good = [healthz.0.as_str(), livez.0.as_str()] == expected;
+        Ok(if good {
+            Ok(())
+        } else {
+            Err(format!("expected {expected:?}, got {healthz:?}, {livez:?}"))
+        })
+    })
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn e9_health_is_that_of_the_proxier_and_of_the_node() -> Result<()> {
+    let mut watched = Watched::new()?;
+    watched.apply(10, &[])?;
+    watched.start()?;
+    expect_health(&watched, ["200", "200"])?;
+    let leaving = NODE.replace(
+        "status:",
+        "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}\nstatus:",
+    );
+    watched.api().apply(&leaving)?;
+    expect_health(&watched, ["503", "200"])?;
+    watched.api().apply(NODE)?;
+    expect_health(&watched, ["200", "200"])?;
+    let (_, metrics) = get(&watched, "http://127.0.0.1:10249/metrics")?;
+    for line in [
+        "rest_client_requests_total{code=\"200\",host=\"127.0.0.1:",
+        "rest_client_request_duration_seconds_count{host=\"127.0.0.1:",
+        "ipvs_proxier_watch_heard_timestamp_seconds{resource=\"endpointslices\"} 1",
+        "kubeproxy_proxy_healthz_total{code=\"503\"} ",
+    ] {
+        assert!(metrics.contains(line), "{line} in\n{metrics}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn q21_q51_nobody_is_healthy_who_has_not_synced() -> Result<()> {
+    let mut watched = Watched::new()?;
+    watched.uplink.kill_server()?;
+    assert!(watched.start().is_err(), "kube-proxy is in sync with nobody");
+    expect_health(&watched, ["503", "503"])?;
+    watched.uplink.resume_server()?;
+    expect_health(&watched, ["200", "200"])
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn q25_events_tell_of_the_start_and_of_conflicts() -> Result<()> {
+    let mut watched = Watched::new()?;
+    watched.start()?;
+    for (number, name) in [(10, "elder"), (11, "younger")] {
+        let spec = format!("clusterIP: 10.96.0.{number}, externalIPs: [203.0.113.7], ports: [{{port: 80}}]");
+        watched.api().apply(&service(name, &spec))?;
+        // Which is older is a matter of whole seconds.
+        thread::sleep(Duration::from_secs(1));
+    }
+    let mut seen = Vec::new();
+    eventually(|| {
+        seen = watched.api().events()?;
+        let reasons: Vec<_> = seen.iter().filter_map(|event| event.reason.clone()).collect();
+        let told = |reason: &str| reasons.iter().any(|other| other == reason);
+        Ok(if told("Starting") && told("AddressConflict") {
+            Ok(())
+        } else {
+            Err(format!("{reasons:?}"))
+        })
+    })?;
+    let conflict = seen
+        .iter()
+        .find(|event| event.reason.as_deref() == Some("AddressConflict"))
+        .unwrap();
+    let regarding = conflict.regarding.clone().unwrap();
+    assert_eq!(regarding.name.as_deref(), Some("younger"));
+    // By this `kubectl describe` finds it.
+    let services = watched.api().services()?;
+    let younger = services
+        .iter()
+        .find(|service| service.metadata.name.as_deref() == Some("younger"))
+        .unwrap();
+    assert_eq!(regarding.uid, younger.metadata.uid);
+    let note = conflict.note.clone().unwrap();
+    assert!(
+        note.contains("203.0.113.7") && note.contains("default/elder"),
+        "{note}"
+    );
+    Ok(())
+}
+
+/// F6: connections whose packets get lost look as if nothing happened.
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn f6_connections_that_hear_nothing_any_more_are_replaced() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let pod = watched.cluster.node().pod("web-1", 11, TCP_8080)?;
+    watched.apply(10, &[&pod])?;
+    watched.start()?;
+    let node = &watched.cluster.node().namespace;
+    let port = watched.uplink.port()?;
+    node.shell(&format!(
+        "nft add table inet lost
+         nft add set inet lost connections '{{ type inet_service; }}'
+         nft add chain inet lost output '{{ type filter hook output priority -300; }}'
+         nft add rule inet lost output tcp dport {port} tcp sport @connections counter drop
+         nft add rule inet lost output tcp sport {port} tcp dport @connections counter drop
+         ss -Htn state established dport = :{port} | while read -r _ _ local _; do
+             nft add element inet lost connections \"{{ ${{local##*:}} }}\"
+         done"
+    ))?;
+    let lost = Instant::now();
+    watched.apply(20, &[&pod])?;
+    loop {
+        match watched.cluster.expect_server("-A -t 10.96.0.20:80 -s rr") {
+            Ok(()) => break,
+            Err(_) if lost.elapsed() < Duration::from_secs(60) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let dropped = node.shell("nft list chain inet lost output")?;
+    let is_lost = |rule: &str| rule.contains(" counter ") && !rule.contains(" packets 0 ");
+    assert!(dropped.lines().any(is_lost), "{dropped}");
+    assert!(
+        lost.elapsed() < Duration::from_secs(60),
+        "it took {:?}",
+        lost.elapsed()
+    );
+    Ok(())
 }

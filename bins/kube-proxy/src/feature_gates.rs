@@ -189,7 +189,6 @@ impl FeatureGates {
         }
     }
 
-    #[allow(dead_code, reason = "read by the servers that are being added")]
     /// Every gate: its name, its stage, and whether it is enabled.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, Stage, bool)> {
         self.0
@@ -217,13 +216,11 @@ impl FeatureGates {
         self.enabled("AllowServiceExternalIPs")
     }
 
-    #[allow(dead_code, reason = "read by the servers that are being added")]
     /// Whether `/flagz` is served.
     pub(crate) fn flagz(&self) -> bool {
         self.enabled("ComponentFlagz")
     }
 
-    #[allow(dead_code, reason = "read by the servers that are being added")]
     /// Whether `/statusz` is served.
     pub(crate) fn statusz(&self) -> bool {
         self.enabled("ComponentStatusz")

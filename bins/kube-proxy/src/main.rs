@@ -13,15 +13,21 @@ use tracing::{error, info, warn};
 
 mod address;
 mod annotations;
+mod client;
 mod configuration;
 mod duration;
+mod events;
 mod feature_gates;
 mod flags;
+mod health;
+mod http;
 mod inspect;
 mod logging;
+mod metrics;
 mod objects;
 mod oom;
 mod relay;
+mod reports;
 mod run;
 mod settings;
 mod source;
@@ -94,7 +100,7 @@ fn start(flags: &Flags) -> Result<(), Box<dyn Error>> {
     oom::adjust(settings.oom_score_adj);
     let result = runtime.block_on(async {
         tokio::select! {
-            ended = run::run(settings) => Ok(ended?),
+            ended = run::run(settings, &hostname) => Ok(ended?),
             // Whoever started this starts it again, which costs no connection.
             () = read.changed() => Err("content of the proxy server's configuration file was updated".into()),
         }

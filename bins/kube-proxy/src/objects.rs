@@ -30,6 +30,8 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Marks slices and Services that want no virtual servers.
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
+/// The taint of a node that the cluster's autoscaler is about to remove.
+const GOING: &str = "ToBeDeletedByClusterAutoscaler";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// The API's default for `spec.sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -44,6 +46,11 @@ pub(crate) trait Object:
 
     /// What the proxier is told when the object of this name is gone.
     fn gone(name: ObjectName) -> Option<Change>;
+
+    /// Whether the node should be sent new connections, if the object says.
+    fn is_eligible(&self) -> Option<bool> {
+        None
+    }
 }
 
 /// What an object has come to.
@@ -219,6 +226,12 @@ struct NodeSpec {
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
+    taints: Option<Vec<Taint>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Taint {
+    key: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -245,6 +258,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         annotations: Annotations,
         resource_version: Option<String>,
         creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
     }
     let metadata: Metadata = Option::deserialize(deserializer)?.unwrap_or_default();
     Ok(ObjectMeta {
@@ -254,6 +268,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         annotations: metadata.annotations.into_option(),
         resource_version: metadata.resource_version,
         creation_timestamp: metadata.creation_timestamp,
+        deletion_timestamp: metadata.deletion_timestamp,
         ..ObjectMeta::default()
     })
 }
@@ -626,6 +641,17 @@ impl Object for Node {
     /// A node whose object is gone for a while still runs what it runs.
     fn gone(_: ObjectName) -> Option<Change> {
         None
+    }
+
+    fn is_eligible(&self) -> Option<bool> {
+        let taints = self
+            .spec
+            .as_ref()
+            .map(|spec| items(&spec.taints))
+            .unwrap_or_default();
+        let is_going =
+            self.metadata.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == GOING);
+        Some(!is_going)
     }
 }
 

@@ -1,32 +1,40 @@
 //! The program: a source on this thread, the proxier on another, and the signals that end it.
 
-use std::{future::pending, io, path::PathBuf, thread};
+use std::{future::pending, io, path::PathBuf, sync::Arc, thread};
 
 use proxier::{
     Config, Reconciler,
-    config::LocalDetector,
+    config::{LocalDetector, NodePortAddresses},
     kernel::{
         Failure,
         linux::{self, Linux},
     },
     model::Change,
+    report::Report,
 };
+use serde_json::json;
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
     sync::{
-        mpsc::{self, UnboundedReceiver},
+        mpsc::{self, Receiver, UnboundedReceiver, UnboundedSender},
         oneshot,
     },
 };
 use tracing::info;
 
 use crate::{
+    client,
+    events::{self, Event, Events},
     flags::Request,
-    inspect,
+    health::Health,
+    http::{self, Servers, metrics::About},
+    inspect, logging,
+    metrics::Metrics,
     relay::{self, Relay},
     settings::{Client, Settings, Source},
     source::{Sink, api, manifests},
+    version,
 };
 
 /// Why the program ends, as a sentence that says what to do.
@@ -35,7 +43,11 @@ pub(crate) enum Error {
     #[error("--manifests {}: {source}", directory.display())]
     Manifests { directory: PathBuf, source: io::Error },
     #[error(transparent)]
-    Api(#[from] api::Error),
+    Client(#[from] client::Error),
+    #[error(transparent)]
+    Http(#[from] http::Error),
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
     #[error(transparent)]
     Relay(#[from] relay::Error),
     #[error(transparent)]
@@ -50,24 +62,83 @@ pub(crate) enum Error {
     System(#[from] io::Error),
 }
 
+/// What is seen of us from outside.
+struct Outlook {
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    events: Events,
+}
+
 /// Programs Services until a signal comes. What is programmed stays.
-pub(crate) async fn run(settings: Settings) -> Result<(), Error> {
+pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error> {
     let (sink, changes) = mpsc::unbounded_channel();
+    let (reporter, reports) = mpsc::unbounded_channel();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let source = follow(&settings, sink);
+    let (events, to_post) = Events::channel();
+    let outlook = Outlook {
+        metrics: Arc::new(Metrics::new()?),
+        health: Arc::new(Health::new(settings.config.sync_period)),
+        events,
+    };
+    let served = async {
+        if settings.request != Request::Run {
+            return pending().await;
+        }
+        outlook.events.send(Event::starting(&settings.config.node_name));
+        let ended = servers(&settings, &outlook, reports)?.start()?;
+        ended.await.map_or(Err(Error::Stopped), |error| Err(error.into()))
+    };
     tokio::select! {
-        ended = source => ended,
-        ended = program(&settings, changes) => ended,
+        ended = served => ended,
+        ended = follow(&settings, hostname, &outlook, to_post, sink) => ended,
+        ended = program(&settings, &outlook.metrics, reporter, changes) => ended,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
 }
 
+/// What the settings let be seen of us.
+fn servers(
+    settings: &Settings,
+    outlook: &Outlook,
+    reports: UnboundedReceiver<Report>,
+) -> Result<Servers, Error> {
+    let flags = settings.flag_values.iter().cloned().collect();
+    outlook.metrics.set_feature_gates(&settings.feature_gates);
+    Ok(Servers {
+        healthz: settings.healthz_bind_address,
+        metrics: settings.metrics_bind_address,
+        hard_fail: settings.bind_address_hard_fail,
+        on_all_addresses: settings.config.node_port_addresses == NodePortAddresses::All,
+        node_name: settings.config.node_name.clone(),
+        health: outlook.health.clone(),
+        events: outlook.events.clone(),
+        about: About {
+            metrics: outlook.metrics.clone(),
+            configuration: json!({ "kubeproxy.config.k8s.io": settings.configuration }),
+            flags: settings.feature_gates.flagz().then_some(flags),
+            status: settings.feature_gates.statusz(),
+            profiling: settings.profiling,
+            version: version::KUBERNETES.trim_start_matches('v'),
+            set_verbosity: logging::set_verbosity,
+        },
+        reports,
+    })
+}
+
 /// Follows the source. Comes back early only if it cannot be used.
-async fn follow(settings: &Settings, sink: Sink) -> Result<(), Error> {
+async fn follow(
+    settings: &Settings,
+    hostname: &str,
+    outlook: &Outlook,
+    to_post: Receiver<Event>,
+    sink: Sink,
+) -> Result<(), Error> {
     let node_name = &settings.config.node_name;
     match &settings.source {
         Source::Manifests(directory) => {
+            // There may be no Node, and nobody to say that this one goes.
+            outlook.health.set_node_eligible(true);
             let result = manifests::run(directory.clone(), node_name, sink).await;
             result.map_err(|source| Error::Manifests {
                 directory: directory.clone(),
@@ -78,8 +149,11 @@ async fn follow(settings: &Settings, sink: Sink) -> Result<(), Error> {
             let Client {
                 kubeconfig, master, ..
             } = &settings.client;
-            let client = api::client(kubeconfig.as_deref(), master.as_deref()).await?;
-            api::run(client, node_name, sink).await;
+            let client =
+                client::connect(kubeconfig.as_deref(), master.as_deref(), outlook.metrics.clone()).await?;
+            let posting = events::post(to_post, client.clone(), hostname);
+            let watching = api::run(client, node_name, &outlook.health, sink);
+            tokio::join!(posting, watching);
         }
     }
     // Nobody listens any more, and who did says why.
@@ -87,7 +161,12 @@ async fn follow(settings: &Settings, sink: Sink) -> Result<(), Error> {
 }
 
 /// Does with the source's changes what the settings say.
-async fn program(settings: &Settings, changes: UnboundedReceiver<Change>) -> Result<(), Error> {
+async fn program(
+    settings: &Settings,
+    metrics: &Metrics,
+    reporter: UnboundedSender<Report>,
+    changes: UnboundedReceiver<Change>,
+) -> Result<(), Error> {
     let mut relay =
         Relay::new(changes, settings.bind_address).with_external_ips(settings.feature_gates.external_ips());
     let mut config = settings.config.clone();
@@ -101,9 +180,10 @@ async fn program(settings: &Settings, changes: UnboundedReceiver<Change>) -> Res
         return Ok(inspect::answer(&settings.request, settings.output, config, relay, &mut out).await?);
     }
     let (to_proxier, inbox) = mpsc::unbounded_channel();
-    let stopped = start_proxier(config, settings.source.to_string(), inbox)?;
+    let stopped = start_proxier(config, settings.source.to_string(), inbox, reporter)?;
     let relaying = async {
         while let Some(change) = relay.next().await? {
+            metrics.note_change(&change);
             // Fails if the proxier has stopped, which says why.
             _ = to_proxier.send(change);
         }
@@ -121,6 +201,7 @@ fn start_proxier(
     config: Config,
     source: String,
     changes: UnboundedReceiver<Change>,
+    reports: UnboundedSender<Report>,
 ) -> io::Result<oneshot::Receiver<Result<(), Error>>> {
     let (ended, result) = oneshot::channel();
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
@@ -138,7 +219,6 @@ fn start_proxier(
                 source,
                 "Programming Services"
             );
-            let (reports, _) = mpsc::unbounded_channel();
             let reconciler = Reconciler::new(config, kernel, reports)
                 .await
                 .map_err(Error::Observe)?;

@@ -44,7 +44,7 @@ pub struct Planner {
     wanted: Wanted,
     queue: Queue,
     /// Of the Services that wait in the queue: what made their endpoints change, and when.
-    triggers: HashMap<ObjectName, Vec<SystemTime>>,
+    triggers: HashMap<ObjectName, Vec<(Family, SystemTime)>>,
     /// What was told last of each Service, if that was anything.
     statuses: HashMap<ObjectName, ServiceStatus>,
 }
@@ -60,8 +60,8 @@ pub struct Planned {
     /// Service may take what another has lost.
     pub statuses: HashMap<ObjectName, ServiceStatus>,
     /// The [`EndpointSlice::last_change_trigger`](crate::model::EndpointSlice::last_change_trigger)s of their slices'
-    /// changes.
-    pub triggers: Vec<SystemTime>,
+    /// changes, with the family of the slice's endpoints.
+    pub triggers: Vec<(Family, SystemTime)>,
 }
 
 impl Planner {
@@ -102,6 +102,11 @@ impl Planner {
         &self.wanted
     }
 
+    /// The node's addresses that answer on node ports.
+    pub fn node_port_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.node.node_port_addresses
+    }
+
     /// Whether the source has sent all that exists.
     pub fn is_synced(&self) -> bool {
         self.store.is_synced()
@@ -116,7 +121,13 @@ impl Planner {
     pub fn take(&mut self, mut change: Change) {
         // Kept apart from the slice: with a new one alone it does not differ.
         let trigger = match &mut change {
-            Change::EndpointSlice(slice) => slice.last_change_trigger.take(),
+            Change::EndpointSlice(slice) => {
+                let family = slice
+                    .endpoints
+                    .first()
+                    .map(|endpoint| Family::of(endpoint.address));
+                family.zip(slice.last_change_trigger.take())
+            }
             _ => None,
         };
         match self.store.apply(change) {

@@ -318,6 +318,7 @@ impl<K: Kernel> Reconciler<K> {
             } else {
                 planned.triggers
             },
+            node_port_addresses: self.planner.node_port_addresses().clone(),
             pending,
             complete: self.complete,
             totals: Totals {
@@ -1201,7 +1202,7 @@ mod tests {
         let trigger = std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let mut replaced = slice("web-1", "web", &[endpoint("10.244.0.3")]);
         for (endpoints, at, expected) in [
-            ("10.244.0.3", trigger, vec![trigger]),
+            ("10.244.0.3", trigger, vec![(Family::Inet, trigger)]),
             // Only the annotation is another: nothing is programmed.
             ("10.244.0.3", trigger + MOMENT, vec![]),
         ] {

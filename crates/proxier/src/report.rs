@@ -74,9 +74,11 @@ pub struct Sync {
     /// What each driver was asked for, in that order. A driver may come twice.
     pub work: Vec<Work>,
     /// When the causes of the endpoints' changes that are programmed now came about
-    /// ([`EndpointSlice::last_change_trigger`](crate::model::EndpointSlice::last_change_trigger)). Empty if an object
-    /// failed.
-    pub triggers: Vec<SystemTime>,
+    /// ([`EndpointSlice::last_change_trigger`](crate::model::EndpointSlice::last_change_trigger)), with the family of
+    /// the slice's endpoints. Empty if an object failed.
+    pub triggers: Vec<(Family, SystemTime)>,
+    /// The node's addresses that answer on node ports.
+    pub node_port_addresses: BTreeSet<IpAddr>,
     /// Whether more Services wait to be planned.
     pub pending: bool,
     /// Whether all that exists has been programmed once.

@@ -23,6 +23,7 @@ mod endpoints;
 mod firewall;
 mod foreign;
 mod host_port;
+mod http;
 mod masquerade;
 mod node;
 mod node_port;

@@ -3,14 +3,13 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
-    path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream::BoxStream};
 use kube::{
     Api, Client, ResourceExt,
-    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, InitialListStrategy, watcher},
@@ -21,66 +20,19 @@ use tokio::{sync::watch, time};
 use tracing::{debug, info, warn};
 
 use super::{Sink, report};
-use crate::objects::{EndpointSlice, HEADLESS, Node, Object, SERVICE_PROXY_NAME, Service};
+use crate::{
+    health::Health,
+    objects::{EndpointSlice, HEADLESS, Node, Object, SERVICE_PROXY_NAME, Service},
+};
 
 /// How long the Node object is waited for, as upstream does, before Services are programmed without it.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 /// How often the log repeats that something cannot be watched.
 const REPEAT_WARNING: Duration = Duration::from_secs(60);
 
-/// Why no API server can be asked.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error(
-        "where is the API server? Give --kubeconfig or --master, run in a Pod, or give --manifests DIR ({0})"
-    )]
-    NotInCluster(#[source] kube::config::InClusterError),
-    #[error("--kubeconfig {}: {source}", path.display())]
-    Kubeconfig { path: PathBuf, source: KubeconfigError },
-    #[error("--master {0:?} is not a URL such as https://10.0.0.1:6443")]
-    Master(String),
-    #[error("no client for the API server: {0}")]
-    Client(#[source] kube::Error),
-}
-
-/// Makes a client for the API server. It does not connect yet.
-///
-/// # Errors
-///
-/// Fails if the kubeconfig cannot be used, or if there is neither that nor `master`, and we run in no Pod.
-pub(crate) async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> Result<Client, Error> {
-    let config = match (kubeconfig, master) {
-        (Some(path), master) => {
-            let fail = |source| Error::Kubeconfig {
-                path: path.to_owned(),
-                source,
-            };
-            let file = Kubeconfig::read_from(path).map_err(fail)?;
-            let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .map_err(fail)?;
-            if let Some(url) = master {
-                config.cluster_url = plain_config(url)?.cluster_url;
-            }
-            config
-        }
-        (None, Some(url)) => plain_config(url)?,
-        (None, None) => kube::Config::incluster().map_err(Error::NotInCluster)?,
-    };
-    info!("following the API server at {}", config.cluster_url);
-    Client::try_from(config).map_err(Error::Client)
-}
-
-fn plain_config(url: &str) -> Result<kube::Config, Error> {
-    let config = url.parse().ok().map(kube::Config::new);
-    config
-        .filter(|config| config.cluster_url.scheme().is_some())
-        .ok_or_else(|| Error::Master(url.to_owned()))
-}
-
 /// Sends what the API server says of Services, EndpointSlices and our Node, with [`Change::Synced`] once it has
 /// said all, until nobody listens any more. An API server that cannot be reached is asked again and again.
-pub(crate) async fn run(client: Client, node_name: &str, sink: Sink) {
+pub(crate) async fn run(client: Client, node_name: &str, health: &Arc<Health>, sink: Sink) {
     let all = watcher::Config::default().timeout(timeout_seconds());
     let services = all
         .clone()
@@ -89,9 +41,9 @@ pub(crate) async fn run(client: Client, node_name: &str, sink: Sink) {
     let slices = all.clone().labels(&format!("!{HEADLESS}"));
     let node = all.fields(&format!("metadata.name={node_name}"));
 
-    let services = Watch::<Service>::new(client.clone(), services, sink.clone());
-    let slices = Watch::<EndpointSlice>::new(client.clone(), slices, sink.clone());
-    let node = Watch::<Node>::new(client, node, sink.clone());
+    let services = Watch::<Service>::new(client.clone(), services, health.clone(), sink.clone());
+    let slices = Watch::<EndpointSlice>::new(client.clone(), slices, health.clone(), sink.clone());
+    let node = Watch::<Node>::new(client, node, health.clone(), sink.clone());
     let lists = [services.progress.subscribe(), slices.progress.subscribe()];
     let node_appears = reaches(node.progress.subscribe(), |progress| progress.objects > 0);
     let announce = async {
@@ -135,6 +87,7 @@ struct Progress {
 struct Watch<K> {
     api: Api<K>,
     config: watcher::Config,
+    health: Arc<Health>,
     sink: Sink,
     /// The objects that were sent, and whether the list that is being received has them too.
     known: HashMap<ObjectName, bool>,
@@ -144,11 +97,12 @@ struct Watch<K> {
 
 impl<K: Object> Watch<K> {
     /// `config` says which objects.
-    fn new(client: Client, config: watcher::Config, sink: Sink) -> Self {
+    fn new(client: Client, config: watcher::Config, health: Arc<Health>, sink: Sink) -> Self {
         Self {
             api: Api::all(client),
             // The least work for both sides: objects come one by one, as if they had just changed.
             config: config.streaming_lists(),
+            health,
             sink,
             known: HashMap::new(),
             progress: watch::Sender::default(),
@@ -209,6 +163,9 @@ impl<K: Object> Watch<K> {
     }
 
     fn apply(&mut self, object: &K) {
+        if let Some(eligible) = object.is_eligible() {
+            self.health.set_node_eligible(eligible);
+        }
         let converted = object.convert();
         report(&K::kind(&()), &format!("{}", name(object)), &converted.problems);
         self.known.insert(name(object), true);
@@ -270,10 +227,7 @@ fn reason(error: &watcher::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    };
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use serde_json::{Value, json};
     use tokio::{
@@ -283,6 +237,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::{client, metrics::Metrics};
 
     enum Answer {
         /// A status and a body.
@@ -293,6 +248,14 @@ mod tests {
 
     /// Runs the source for `node-1` against an API server that answers by the path and query of a request.
     async fn changes(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> UnboundedReceiver<Change> {
+        let health = Arc::new(Health::new(Duration::from_secs(30)));
+        changes_and(health, answer).await
+    }
+
+    async fn changes_and(
+        health: Arc<Health>,
+        answer: impl Fn(&str) -> Answer + Send + Sync + 'static,
+    ) -> UnboundedReceiver<Change> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let answer = Arc::new(answer);
@@ -303,9 +266,10 @@ mod tests {
                 tokio::spawn(async move { _ = serve(stream, &*answer).await });
             }
         });
-        let client = client(None, Some(&url)).await.unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let client = client::connect(None, Some(&url), metrics).await.unwrap();
         let (sink, changes) = mpsc::unbounded_channel();
-        tokio::spawn(async move { run(client, "node-1", sink).await });
+        tokio::spawn(async move { run(client, "node-1", &health, sink).await });
         changes
     }
 
@@ -585,17 +549,38 @@ mod tests {
         assert!(before.elapsed() <= NODE_PATIENCE);
     }
 
+    /// A Node that is going takes no new connections; when its object is gone, nothing changes.
     #[tokio::test]
-    async fn where_the_api_server_is_must_be_said() {
-        let message = |result: Result<Client, Error>| result.err().unwrap().to_string();
-        assert!(message(client(None, None).await).starts_with("where is the API server?"));
-        let missing = Path::new("/nonexistent/kubeconfig");
-        assert!(
-            message(client(Some(missing), None).await).starts_with("--kubeconfig /nonexistent/kubeconfig: ")
-        );
-        assert_eq!(
-            message(client(None, Some("10.0.0.1:6443")).await),
-            "--master \"10.0.0.1:6443\" is not a URL such as https://10.0.0.1:6443"
-        );
+    async fn the_node_says_whether_it_is_eligible() {
+        let with = |metadata: Value, spec: Value| {
+            let mut node = node();
+            node["spec"] = spec;
+            for (key, value) in metadata.as_object().unwrap() {
+                node["metadata"][key] = value.clone();
+            }
+            node
+        };
+        let tainted = json!({ "taints": [{ "key": "ToBeDeletedByClusterAutoscaler", "effect": "x" }] });
+        let going = json!({ "deletionTimestamp": "2026-01-01T00:00:00Z" });
+        for (events, expected) in [
+            (vec![], false),
+            (vec![event("ADDED", node())], true),
+            (vec![event("ADDED", with(json!({}), tainted))], false),
+            (vec![event("ADDED", with(going, json!({})))], false),
+            (vec![event("ADDED", node()), event("DELETED", node())], true),
+        ] {
+            let health = Arc::new(Health::new(Duration::from_secs(30)));
+            let said = format!("{events:?}");
+            let mut changes = changes_and(health.clone(), move |target| {
+                if target.contains("/nodes?") {
+                    Answer::Events(events.clone())
+                } else {
+                    stream_of([])
+                }
+            })
+            .await;
+            _ = time::timeout(Duration::from_millis(300), changes.recv()).await;
+            assert_eq!(health.report(true).node_eligible, Some(expected), "{said}");
+        }
     }
 }

@@ -1,0 +1,172 @@
+//! The client for the API server.
+//!
+//! It asks for a handful of watches, so `clientConnection.qps` and `burst` have nothing to limit. A connection whose
+//! other end is gone is noticed by the kernel within [`LOST`], also if nothing is sent on it, and an API server that
+//! hangs by the bookmarks that do not come (F6).
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http_body_util::BodyExt;
+use hyper::{
+    Request,
+    header::{HeaderValue, USER_AGENT},
+};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{Body, ClientBuilder, ConfigExt},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use tower::{BoxError, ServiceBuilder, service_fn};
+use tracing::info;
+
+use crate::metrics::{self, Metrics};
+
+/// How long a connection, TLS included, may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+/// When an idle connection is first probed, and how long the other end may leave anything unacknowledged.
+const PROBE: Duration = Duration::from_secs(15);
+const LOST: Duration = Duration::from_secs(30);
+/// How long the API server may be silent. It sends a bookmark on every watch about once a minute.
+const SILENT: Duration = Duration::from_secs(130);
+
+/// Why no API server can be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "where is the API server? Give --kubeconfig or --master, run in a Pod, or give --manifests DIR ({0})"
+    )]
+    NotInCluster(#[source] kube::config::InClusterError),
+    #[error("--kubeconfig {}: {source}", path.display())]
+    Kubeconfig { path: PathBuf, source: KubeconfigError },
+    #[error("--master {0:?} is not a URL such as https://10.0.0.1:6443")]
+    Master(String),
+    #[error("the API server cannot be spoken to through the proxy {0}")]
+    Proxy(hyper::Uri),
+    #[error("no client for the API server: {0}")]
+    Client(#[from] kube::Error),
+}
+
+/// Makes a client for the API server. It does not connect yet.
+///
+/// # Errors
+///
+/// Fails if the kubeconfig cannot be used, or if there is neither that nor `master`, and we run in no Pod.
+pub(crate) async fn connect(
+    kubeconfig: Option<&Path>,
+    master: Option<&str>,
+    metrics: Arc<Metrics>,
+) -> Result<Client, Error> {
+    let mut config = configuration(kubeconfig, master).await?;
+    info!("following the API server at {}", config.cluster_url);
+    if let Some(proxy) = config.proxy_url {
+        return Err(Error::Proxy(proxy));
+    }
+    let name = concat!("kube-proxy/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((USER_AGENT, HeaderValue::from_static(name)));
+
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_keepalive(Some(PROBE));
+    tcp.set_keepalive_interval(Some(PROBE / 3));
+    tcp.set_tcp_user_timeout(Some(LOST));
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_read_timeout(Some(SILENT));
+    let transport = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let measured = service_fn(move |request: Request<Body>| {
+        let (transport, metrics) = (transport.clone(), metrics.clone());
+        async move {
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let begin = Instant::now();
+            let result = transport.request(request).await;
+            let host = uri.authority().map_or("", |authority| authority.as_str());
+            // As upstream calls a request that has no answer.
+            let status = result.as_ref().map(|response| response.status());
+            let code = status.as_ref().map_or("<error>", |status| status.as_str());
+            metrics.note_request(&method, host, code, begin.elapsed());
+            let heard = metrics.heard_of_watch(&uri);
+            result.map(|response| {
+                response.map(|body| {
+                    body.map_frame(move |frame| {
+                        if let Some(heard) = &heard {
+                            heard.set(metrics::seconds(SystemTime::now()));
+                        }
+                        frame
+                    })
+                })
+            })
+        }
+    });
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(measured);
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+async fn configuration(kubeconfig: Option<&Path>, master: Option<&str>) -> Result<Config, Error> {
+    match (kubeconfig, master) {
+        (Some(path), master) => {
+            let fail = |source| Error::Kubeconfig {
+                path: path.to_owned(),
+                source,
+            };
+            let file = Kubeconfig::read_from(path).map_err(fail)?;
+            let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(fail)?;
+            if let Some(url) = master {
+                config.cluster_url = plain(url)?.cluster_url;
+            }
+            Ok(config)
+        }
+        (None, Some(url)) => plain(url),
+        (None, None) => Config::incluster().map_err(Error::NotInCluster),
+    }
+}
+
+fn plain(url: &str) -> Result<Config, Error> {
+    let config = url.parse().ok().map(Config::new);
+    config
+        .filter(|config| config.cluster_url.scheme().is_some())
+        .ok_or_else(|| Error::Master(url.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn where_the_api_server_is_must_be_said() {
+        let message = async |kubeconfig, master| {
+            let metrics = Arc::new(Metrics::new().unwrap());
+            connect(kubeconfig, master, metrics)
+                .await
+                .err()
+                .unwrap()
+                .to_string()
+        };
+        assert!(message(None, None).await.starts_with("where is the API server?"));
+        let missing = Path::new("/nonexistent/kubeconfig");
+        assert!(
+            message(Some(missing), None)
+                .await
+                .starts_with("--kubeconfig /nonexistent/kubeconfig: ")
+        );
+        assert_eq!(
+            message(None, Some("10.0.0.1:6443")).await,
+            "--master \"10.0.0.1:6443\" is not a URL such as https://10.0.0.1:6443"
+        );
+    }
+}

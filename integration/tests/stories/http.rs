@@ -1,0 +1,132 @@
+//! What is asked over HTTP, by those who ask it: load balancers, kubelets and Prometheus.
+
+use integration::cluster::eventually;
+use integration::manifest::{Endpoint, service, slice};
+use integration::namespace::Namespace;
+use integration::topology::Pod;
+use integration::{Cluster, Result};
+
+use crate::{TCP_8080, web};
+
+/// Status and body of an answer; the status is 000 if there is none.
+fn get(from: &Namespace, url: &str) -> Result<(String, String)> {
+    let script = format!("curl -s -g -m 5 -w '\\n%{{http_code}}' '{url}' || true");
+    let answer = from.shell(&script)?;
+    let (body, status) = answer.trim_end().rsplit_once('\n').unwrap_or(("", &answer));
+    Ok((status.to_owned(), body.to_owned()))
+}
+
+/// Waits until these are the statuses of these URLs.
+fn expect(from: &Namespace, expected: &[(&str, &str)]) -> Result<()> {
+    eventually(|| {
+        for (url, status) in expected {
+            let answer = get(from, url)?;
+            if answer.0 != *status {
+                return Ok(Err(format!("{url}: expected {status}, got {answer:?}")));
+            }
+        }
+        Ok(Ok(()))
+    })
+}
+
+fn balanced(endpoints: &[Endpoint<'_>]) -> [String; 2] {
+    [
+        service(
+            "balanced",
+            "type: LoadBalancer, clusterIP: 10.96.0.50, externalTrafficPolicy: Local, \
+             healthCheckNodePort: 32050, ports: [{port: 80}]",
+        ),
+        slice("balanced-1", "balanced", "{port: 8080}", endpoints),
+    ]
+}
+
+fn pods(cluster: &Cluster) -> Result<[Pod; 2]> {
+    Ok([
+        cluster.node().pod("web-1", 11, TCP_8080)?,
+        cluster.peer().pod("web-2", 12, TCP_8080)?,
+    ])
+}
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn e9_a_load_balancer_learns_whether_this_node_has_endpoints() -> Result<()> {
+    const CHECK: &str = "http://192.168.10.2:32050/";
+    let mut cluster = Cluster::new()?;
+    let pods = pods(&cluster)?;
+    let [here, there] = pods.each_ref().map(Endpoint::from);
+    cluster.apply("balanced", &balanced(&[here, there]))?;
+    cluster.start(&[])?;
+    expect(cluster.outside(), &[(CHECK, "200")])?;
+    let (_, body) = get(cluster.outside(), CHECK)?;
+    assert!(body.contains("\"localEndpoints\": 1,"), "{body}");
+    cluster.apply("balanced", &balanced(&[there]))?;
+    expect(cluster.outside(), &[(CHECK, "503")])?;
+    cluster.delete("balanced")?;
+    expect(cluster.outside(), &[(CHECK, "000")])
+}
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn q35_health_checks_are_where_node_ports_are() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let pods = pods(&cluster)?;
+    cluster.apply("balanced", &balanced(&pods.each_ref().map(Endpoint::from)))?;
+    cluster.start(&["--nodeport-addresses=192.168.10.0/24"])?;
+    let node = &cluster.node().namespace;
+    expect(
+        node,
+        &[
+            ("http://192.168.10.2:32050/", "200"),
+            ("http://192.168.20.2:32050/", "000"),
+        ],
+    )?;
+    node.ip("address add 192.168.10.77/24 dev eth1")?;
+    expect(node, &[("http://192.168.10.77:32050/", "200")])?;
+    node.ip("address delete 192.168.10.77/24 dev eth1")?;
+    node.ip("address add 192.168.20.77/24 dev eth2")?;
+    expect(
+        node,
+        &[
+            ("http://192.168.20.77:32050/", "000"),
+            ("http://192.168.10.2:32050/", "200"),
+        ],
+    )
+}
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn kubelets_and_prometheus_are_answered() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    cluster.start(&["--ipvs-sync-period=2s"])?;
+    expect(
+        cluster.outside(),
+        &[
+            ("http://192.168.10.2:10256/healthz", "200"),
+            ("http://[fd01::2]:10256/livez", "200"),
+            // Not for everybody.
+            ("http://192.168.10.2:10249/metrics", "000"),
+        ],
+    )?;
+    // Somebody interferes.
+    let node = &cluster.node().namespace;
+    node.shell("ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.11:8080")?;
+    eventually(|| {
+        let (_, text) = get(node, "http://127.0.0.1:10249/metrics")?;
+        let wanted = [
+            "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} ",
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} ",
+            "kubeproxy_sync_proxy_rules_service_changes_total 1\n",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0\n",
+            "kubeproxy_proxy_healthz_total{code=\"200\"} ",
+            "process_resident_memory_bytes ",
+            "ipvs_proxier_kernel_operations_total{driver=\"netfilter\"} ",
+            "ipvs_proxier_repairs_total 1\n",
+        ];
+        let missing: Vec<_> = wanted.iter().filter(|line| !text.contains(**line)).collect();
+        Ok(if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{missing:?} in\n{text}"))
+        })
+    })
+}
