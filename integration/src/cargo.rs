@@ -76,6 +76,18 @@ pub fn released_program(package: &str, name: &str) -> Result<PathBuf> {
     )
 }
 
+/// A benchmark of a package, as it is released.
+///
+/// # Errors
+/// As of [`program`].
+pub fn benchmark(package: &str, name: &str) -> Result<PathBuf> {
+    build(
+        name,
+        &["build", "--release", "--package", package, "--bench", name],
+        &[],
+    )
+}
+
 fn build(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<PathBuf> {
     let built = step(&format!("building {name}"), || artifacts(arguments, variables))?;
     let built = built.into_iter().find_map(|artifact| artifact.executable);

@@ -11,6 +11,7 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     time::timeout,
 };
+use tracing::trace;
 
 use crate::{
     Errno, Error,
@@ -31,6 +32,7 @@ const RECEIVE_BUFFER: usize = 128 << 10;
 /// that each of them closes.
 #[derive(Debug)]
 pub(crate) struct Channel {
+    protocol: isize,
     fd: AsyncFd<netlink_sys::Socket>,
     buffer: Vec<u8>,
 }
@@ -57,6 +59,7 @@ impl Channel {
         // SAFETY: the socket owns its descriptor, and keeps it open and the same until the `AsyncFd` drops it.
         let fd = unsafe { AsyncFd::register(socket) }?;
         Ok(Self {
+            protocol,
             fd,
             buffer: vec![0; RECEIVE_BUFFER],
         })
@@ -93,6 +96,7 @@ impl Channel {
 
     /// Gives a datagram to the kernel, which executes it before this returns.
     pub(crate) async fn send(&self, datagram: &[u8]) -> Result<(), Error> {
+        trace!(protocol = self.protocol as i64, datagram, "sending");
         let send = |socket: &netlink_sys::Socket| Ok(net::send(socket, datagram, SendFlags::empty())?);
         match self.fd.async_io(Interest::WRITABLE, send).await {
             Ok(_) => Ok(()),

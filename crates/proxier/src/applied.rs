@@ -80,8 +80,9 @@ impl Applied {
     }
 
     /// The netfilter elements that belong to an object.
-    pub(crate) fn elements(&self, key: &Key) -> BTreeSet<Element> {
-        self.elements.get(key).cloned().unwrap_or_default()
+    pub(crate) fn elements(&self, key: &Key) -> &BTreeSet<Element> {
+        static NONE: BTreeSet<Element> = BTreeSet::new();
+        self.elements.get(key).unwrap_or(&NONE)
     }
 
     /// The firewall marks of virtual servers that have one.
@@ -139,7 +140,7 @@ impl Applied {
     }
 
     /// Takes note that the kernel has done `operation`.
-    pub(crate) fn record(&mut self, operation: &Operation) {
+    pub fn record(&mut self, operation: &Operation) {
         match operation {
             Operation::Netfilter(netfilter::Update::Add(element)) => self.insert(*element),
             Operation::Netfilter(netfilter::Update::Remove(element)) => self.remove(element),

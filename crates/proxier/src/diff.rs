@@ -46,7 +46,7 @@ pub fn diff(
 ) -> Vec<Step> {
     let mut phases = Phases::default();
     for key in keys {
-        phases.elements(key, &wanted.elements(&key), &applied.elements(&key));
+        phases.elements(key, &wanted.elements(&key), applied.elements(&key));
         match key {
             Key::Server(server) => phases.servers(key, server, wanted, applied, circumstances),
             Key::Address(address) => phases.address(key, address, wanted.address(&address), applied),
@@ -136,13 +136,10 @@ impl Phases {
                 ));
             }
         }
-        let marks = applied
-            .elements(&key)
-            .into_iter()
-            .filter_map(|element| match element {
-                Element::Mark(_, mark) => Some(by_mark(mark)),
-                _ => None,
-            });
+        let marks = applied.elements(&key).iter().filter_map(|element| match element {
+            Element::Mark(_, mark) => Some(by_mark(*mark)),
+            _ => None,
+        });
         let unwanted = [server]
             .into_iter()
             .chain(marks)
@@ -255,9 +252,11 @@ fn in_order_of_insertion(
     node: &str,
 ) -> Vec<Destination> {
     if [Scheduler::ROUND_ROBIN, Scheduler::WEIGHTED_ROUND_ROBIN].contains(&service.scheduler) {
+        let mut of_server = DefaultHasher::new();
+        (node, service.key).hash(&mut of_server);
         added.sort_by_cached_key(|destination| {
-            let mut hasher = DefaultHasher::new();
-            (node, service.key, destination.socket_addr()).hash(&mut hasher);
+            let mut hasher = of_server.clone();
+            destination.socket_addr().hash(&mut hasher);
             hasher.finish()
         });
     }

@@ -220,32 +220,35 @@ pub fn plan<'a>(
                     }
                 };
 
-            let outside = Side::external(service, &endpoints, port.protocol, place);
-            for address in &external_ips {
-                add(*address, port.port, &outside, None);
-            }
-            for address in &balancer_ips {
-                add(
-                    *address,
-                    port.port,
-                    &outside,
-                    source_ranges(service, *address, node),
-                );
-            }
-            if let Some(node_port) = port.node_port {
-                for address in node
-                    .node_port_addresses
-                    .iter()
-                    .filter(|a| Family::of(**a) == family)
-                {
-                    add(*address, node_port, &outside, None);
+            let is_external =
+                port.node_port.is_some() || !external_ips.is_empty() || !balancer_ips.is_empty();
+            // Most Services have no external side, and choosing endpoints is most of the work.
+            if is_external {
+                let outside = Side::external(service, &endpoints, port.protocol, place);
+                for address in &external_ips {
+                    add(*address, port.port, &outside, None);
+                }
+                for address in &balancer_ips {
+                    add(
+                        *address,
+                        port.port,
+                        &outside,
+                        source_ranges(service, *address, node),
+                    );
+                }
+                if let Some(node_port) = port.node_port {
+                    for address in node
+                        .node_port_addresses
+                        .iter()
+                        .filter(|a| Family::of(**a) == family)
+                    {
+                        add(*address, node_port, &outside, None);
+                    }
                 }
             }
             let inside = Side::internal(service, &endpoints, port.protocol, place);
             add(*cluster_ip, port.port, &inside, None);
 
-            let is_external =
-                port.node_port.is_some() || !external_ips.is_empty() || !balancer_ips.is_empty();
             let policies = [
                 (Traffic::Internal, Some(service.internal_traffic_policy)),
                 (
@@ -253,11 +256,14 @@ pub fn plan<'a>(
                     is_external.then_some(service.external_traffic_policy),
                 ),
             ];
-            if endpoints.of_node().is_none() && !endpoints.of_cluster(place).is_empty() {
-                let local = policies
-                    .into_iter()
-                    .filter(|(_, policy)| *policy == Some(TrafficPolicy::Local));
-                let missing = local.map(|(traffic, _)| (traffic, family));
+            let local = policies
+                .into_iter()
+                .filter(|(_, policy)| *policy == Some(TrafficPolicy::Local));
+            let mut missing = local.map(|(traffic, _)| (traffic, family)).peekable();
+            if missing.peek().is_some()
+                && endpoints.of_node().is_none()
+                && !endpoints.of_cluster(place).is_empty()
+            {
                 plan.status.without_local_endpoints.extend(missing);
             }
         }

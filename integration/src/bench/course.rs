@@ -38,6 +38,30 @@ pub struct Outcome {
     pub idle: Option<f64>,
 }
 
+/// What a part of the proxier takes, and what it is held against, in seconds, as the benchmark `limit` of the crate
+/// `proxier` prints it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Limit {
+    /// `first sync`, `burst`, `verification` or `change`.
+    pub what: String,
+    /// Services and endpoints of each: `10000 x 10`.
+    pub size: String,
+    /// The proxier's times.
+    pub ours: Vec<f64>,
+    /// Those of the same messages, or of the same change among a hundred Services.
+    pub theirs: Vec<f64>,
+}
+
+/// A line of what is said in a guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// Of a course.
+    Outcome(Outcome),
+    /// Of the benchmark `limit`.
+    Limit(Limit),
+}
+
 /// A first synchronisation, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FirstSync {
@@ -66,8 +90,8 @@ impl Course {
     }
 }
 
-impl Outcome {
-    /// Reads an outcome from the JSON that it was written to.
+impl Line {
+    /// Reads a line from the JSON that it was written to.
     ///
     /// # Errors
     /// The text is none.

@@ -12,5 +12,5 @@ pub mod load;
 pub mod measure;
 mod probe;
 
-pub use course::{Course, FirstSync, Memory, Outcome};
+pub use course::{Course, FirstSync, Limit, Line, Memory, Outcome};
 pub use load::Load;

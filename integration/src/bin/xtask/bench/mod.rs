@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: what ours costs beside upstream's, on the same objects, in one boot.
 
+mod document;
+mod picture;
 mod row;
 
 use std::io::{self, Write};
@@ -7,10 +9,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use integration::bench::{Course, FirstSync, Load, Outcome};
+use integration::bench::{Course, FirstSync, Limit, Line, Load, Outcome};
 use integration::go::{Go, Program};
 use integration::kernel::Series;
 use integration::proxiers::{Proxier, UPSTREAM};
+use integration::qemu::Accelerator;
 use integration::{ApiServer, Error, Guest, Lab, Result, cargo, uplink};
 
 use self::row::{Row, Target};
@@ -42,6 +45,12 @@ pub(crate) fn command() -> Command {
                 .help("Print one JSON object a row instead of the table"),
         )
         .arg(
+            Arg::new("write")
+                .long("write")
+                .action(ArgAction::SetTrue)
+                .help("Keep the figures in docs/benchmarks.md and docs/benchmarks.svg"),
+        )
+        .arg(
             Arg::new("kernel")
                 .long("kernel")
                 .value_name("SERIES")
@@ -58,23 +67,38 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
-    let courses = match arguments.get_one("services") {
-        Some(services) => trial(*services),
-        None if arguments.get_flag("quick") => quick(),
-        None => full(),
+    let plan = match arguments.get_one("services") {
+        Some(services) => Plan {
+            limit: [*services, 10, 2],
+            courses: trial(*services),
+        },
+        None if arguments.get_flag("quick") => Plan {
+            limit: [10_000, 10, 3],
+            courses: quick(),
+        },
+        None => Plan {
+            limit: [10_000, 10, 5],
+            courses: full(),
+        },
     };
     let go = Go::find()?;
     let upstream = go.build(&Lab::open()?, Program::KubeProxy)?;
     let ours = cargo::released_program("kube-proxy", "kube-proxy")?;
-    let outcomes = take(
-        &courses,
-        &go,
-        &ours,
-        &upstream,
-        arguments.get_one("kernel").copied(),
-    )?;
-    let mut rows = compare(&outcomes);
+    let measured = measure(&plan, &go, &ours, &upstream, arguments.get_one("kernel").copied())?;
+    let mut rows = compare(&measured.outcomes);
+    rows.extend(measured.limits.iter().filter_map(held_against));
     rows.push(binary_size(&ours, &upstream)?);
+    if arguments.get_flag("write") {
+        let figures = format!(
+            "{}; guest: Linux {}, {}; kube-proxy {}\n\n{}\n![cost against size](benchmarks.svg)\n",
+            document::machine(),
+            measured.kernel,
+            measured.accelerator,
+            go.version(Program::KubeProxy),
+            row::table(&rows)
+        );
+        document::write(&figures, &picture::draw(&measured.outcomes))?;
+    }
     let text = if arguments.get_flag("json") {
         rows.iter()
             .map(|row| serde_json::to_string(row).unwrap_or_default() + "\n")
@@ -91,28 +115,48 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     Ok(0)
 }
 
-/// Has all courses run in one boot.
-fn take(
-    courses: &[Course],
-    go: &Go,
-    ours: &Path,
-    upstream: &Path,
-    series: Option<Series>,
-) -> Result<Vec<Outcome>> {
+/// What is done in a boot.
+struct Plan {
+    /// Services, endpoints of each, and repetitions of what is held against the kernel's limit.
+    limit: [usize; 3],
+    courses: Vec<Course>,
+}
+
+/// What came of it.
+struct Measured {
+    kernel: String,
+    accelerator: String,
+    outcomes: Vec<Outcome>,
+    limits: Vec<Limit>,
+}
+
+/// Does it, in one boot.
+fn measure(plan: &Plan, go: &Go, ours: &Path, upstream: &Path, series: Option<Series>) -> Result<Measured> {
+    let limit = cargo::benchmark("proxier", "limit")?;
     let driver = cargo::program("integration", "bench")?;
     let mut server = ApiServer::start(go)?;
     let guest = Guest::prepare(series)?
         .limit(LIMIT)
         .copy(ours, "/usr/local/bin/kube-proxy")
         .copy(upstream, Path::new("/usr/local/bin").join(UPSTREAM))
+        .copy(limit, "/usr/local/bin/limit")
         .copy(driver, "/usr/local/bin/bench");
-    let courses = courses
-        .iter()
-        .map(|course| serde_json::to_string(course).unwrap_or_default());
-    let command: Vec<_> = std::iter::once("bench".to_owned()).chain(courses).collect();
-    let mut outcomes = Vec::new();
+    let mut measured = Measured {
+        kernel: guest.kernel().release().to_owned(),
+        accelerator: Accelerator::choose(&Lab::open()?, guest.kernel())?.to_string(),
+        outcomes: Vec::new(),
+        limits: Vec::new(),
+    };
+    let [services, endpoints, repetitions] = plan.limit;
+    let script = format!("limit {services} {endpoints} {repetitions} && bench \"$@\"");
+    let command = ["sh", "-c", &script, "sh"].map(str::to_owned).into_iter();
+    let courses = plan.courses.iter().flat_map(serde_json::to_string);
+    let command: Vec<_> = command.chain(courses).collect();
     let mut output = Lines::new(|line| {
-        outcomes.push(Outcome::parse(line)?);
+        match Line::parse(line)? {
+            Line::Outcome(outcome) => measured.outcomes.push(outcome),
+            Line::Limit(limit) => measured.limits.push(limit),
+        }
         Ok(())
     });
     let status = uplink::run(&mut server, guest, &command, &mut output)?;
@@ -121,7 +165,7 @@ fn take(
             "the measurements ended with status {status}"
         )));
     }
-    Ok(outcomes)
+    Ok(measured)
 }
 
 const fn load(services: usize) -> Load {
@@ -230,6 +274,29 @@ fn full() -> Vec<Course> {
             ..course(UpstreamNftables, 10_000)
         },
     ]
+}
+
+/// The proxier beside the kernel's limit.
+fn held_against(limit: &Limit) -> Option<Row> {
+    let (what, peer, target) = match limit.what.as_str() {
+        "first sync" => (
+            "plan, diff and apply of everything [s]",
+            "the same messages",
+            1.25,
+        ),
+        "burst" => ("1000 endpoints change [s]", "the same messages", 1.5),
+        "verification" => ("verification, nothing changed [s]", "the same dumps", 1.3),
+        "change" => ("one endpoint changes, in process [s]", "among 100 Services", 1.2),
+        _ => return None,
+    };
+    let what = format!("{what}, {}", limit.size);
+    Some(Row::new(
+        what,
+        peer,
+        &limit.ours,
+        &limit.theirs,
+        Target::Within(target),
+    ))
 }
 
 /// What there is to be said about these outcomes.

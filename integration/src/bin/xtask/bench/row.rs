@@ -32,6 +32,8 @@ pub(crate) struct Row {
 pub(crate) enum Target {
     /// The peer's value by ours is to be at least this: so many times faster, or smaller.
     Times(f64),
+    /// Our value by the peer's is to be at most this.
+    Within(f64),
     /// No ratio is asked for; the peer's value by ours is told.
     None,
 }
@@ -40,6 +42,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Times(times) => write!(f, "theirs/ours >= {times}"),
+            Self::Within(times) => write!(f, "ours/theirs <= {times}"),
             Self::None => f.write_str("-"),
         }
     }
@@ -82,9 +85,13 @@ impl Row {
         (our_values, their_values): (&[f64], &[f64]),
         target: Target,
     ) -> Self {
-        let ratio = ours.zip(theirs).map(|(ours, theirs)| theirs / ours);
+        let ratio = ours.zip(theirs).map(|(ours, theirs)| match target {
+            Target::Times(_) | Target::None => theirs / ours,
+            Target::Within(_) => ours / theirs,
+        });
         let met = ratio.and_then(|ratio| match target {
             Target::Times(times) => Some(ratio >= times),
+            Target::Within(times) => Some(ratio <= times),
             Target::None => None,
         });
         Self {
@@ -101,7 +108,8 @@ impl Row {
     }
 }
 
-fn median(values: &[f64]) -> Option<f64> {
+/// The middle one.
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     quantile(values, 0.5)
 }
 
@@ -210,6 +218,8 @@ mod tests {
         assert_eq!(faster.spread, [Some([1.0, 3.0]), Some([240.0, 240.0])]);
         let slower = Row::new("x [s]", "y", &[3.0], &[240.0], Target::Times(120.0));
         assert_eq!(slower.met, Some(false));
+        let close = Row::new("x [s]", "y", &[1.3], &[1.0], Target::Within(1.25));
+        assert_eq!(close.met, Some(false));
         let missing = Row::new("x [s]", "y", &[1.3], &[], Target::Times(2.0));
         assert_eq!((missing.ratio, missing.met), (None, None));
     }

@@ -1,0 +1,301 @@
+//! The proxier beside the kernel's limit: the same netlink messages, encoded beforehand and sent in the largest
+//! batches that the kernel takes.
+//!
+//! It needs root and IPVS, and runs each repetition in a network namespace of its own; `cargo xtask bench` runs it in
+//! a guest. Its arguments are numbers: Services, endpoints of each, repetitions. It prints a line of JSON for each
+//! comparison, with the times of both in seconds.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a benchmark"
+)]
+#![allow(missing_docs, reason = "a program")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod tape;
+
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use ipvs::Handle;
+use proxier::{Config, Reconciler, kernel::linux::Linux, model::Change};
+use rustix::{
+    thread::UnshareFlags,
+    time::{ClockId, clock_gettime},
+};
+use tokio::{
+    sync::mpsc::{UnboundedSender, unbounded_channel},
+    time::timeout,
+};
+use tracing_subscriber::layer::SubscriberExt;
+
+use self::{
+    common::{NODE, cluster, slice},
+    tape::{Recorder, Replay, Sent},
+};
+
+/// Far enough that a verification happens when it is waited for, and at no other time.
+const SYNC_PERIOD: Duration = Duration::from_secs(20);
+
+/// Long enough for everything that is pending to be done.
+const MOMENT: Duration = Duration::from_millis(20);
+
+/// How many endpoints a burst replaces.
+const BURST: usize = 1000;
+
+/// How many single changes are timed in a repetition.
+const CHANGES: usize = 50;
+
+fn main() {
+    let numbers: Vec<usize> = std::env::args()
+        .filter_map(|argument| argument.parse().ok())
+        .collect();
+    let &[services, endpoints, repetitions] = numbers.as_slice() else {
+        eprintln!("limit: Services, endpoints of each and repetitions are needed");
+        return;
+    };
+    let recorder: &'static Recorder = Box::leak(Box::default());
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(recorder)).unwrap();
+    let bench = Bench {
+        recorder,
+        services,
+        endpoints,
+    };
+    // Also the warm-up: modules are loaded.
+    let tapes = bench.record();
+    let mut runs = Runs::default();
+    for _ in 0..repetitions {
+        bench.run_ours(&mut runs);
+        bench.run_replay(&tapes, &mut runs);
+        runs.few.push(bench.change(services.min(100)));
+    }
+    let size = format!("{services} x {endpoints}");
+    let print = |what: &str, ours: &[f64], theirs: &[f64]| {
+        println!("{{\"what\":\"{what}\",\"size\":\"{size}\",\"ours\":{ours:?},\"theirs\":{theirs:?}}}");
+    };
+    print("first sync", &runs.ours.first_sync, &runs.replay.first_sync);
+    print("burst", &runs.ours.burst, &runs.replay.burst);
+    print("verification", &runs.ours.verification, &runs.replay.verification);
+    print("change", &runs.many, &runs.few);
+}
+
+struct Bench {
+    recorder: &'static Recorder,
+    services: usize,
+    endpoints: usize,
+}
+
+/// What the proxier sent.
+struct Tapes {
+    first_sync: Vec<Sent>,
+    burst: Vec<Sent>,
+    verification: Vec<Sent>,
+}
+
+#[derive(Default)]
+struct Runs {
+    ours: Times,
+    replay: Times,
+    /// A change with all Services, and with a few.
+    many: Vec<f64>,
+    few: Vec<f64>,
+}
+
+#[derive(Default)]
+struct Times {
+    first_sync: Vec<f64>,
+    burst: Vec<f64>,
+    verification: Vec<f64>,
+}
+
+impl Bench {
+    fn record(&self) -> Tapes {
+        in_namespace(|| async {
+            let mut proxier = Proxier::start(self.services, self.endpoints).await;
+            self.recorder.start();
+            proxier.first_sync(self.recorder).await;
+            let first_sync = self.recorder.stop();
+            self.recorder.start();
+            proxier.burst(self.endpoints).await;
+            let burst = self.recorder.stop();
+            proxier.verification(self.recorder).await;
+            Tapes {
+                first_sync,
+                burst,
+                verification: self.recorder.stop(),
+            }
+        })
+    }
+
+    fn run_ours(&self, runs: &mut Runs) {
+        in_namespace(|| async {
+            let mut proxier = Proxier::start(self.services, self.endpoints).await;
+            runs.ours.first_sync.push(proxier.first_sync(self.recorder).await);
+            runs.many.push(proxier.change(self.endpoints).await);
+            runs.ours.burst.push(proxier.burst(self.endpoints).await);
+            runs.ours
+                .verification
+                .push(proxier.verification(self.recorder).await);
+        });
+    }
+
+    /// The time of a change among so many Services.
+    fn change(&self, services: usize) -> f64 {
+        in_namespace(|| async {
+            let mut proxier = Proxier::start(services, self.endpoints).await;
+            proxier.first_sync(self.recorder).await;
+            proxier.change(self.endpoints).await
+        })
+    }
+
+    fn run_replay(&self, tapes: &Tapes, runs: &mut Runs) {
+        in_namespace(|| async {
+            // The same ground as ours stands on.
+            Linux::prepare(&config()).await.unwrap();
+            let (first_sync, burst) = (Replay::batches(&tapes.first_sync), Replay::batches(&tapes.burst));
+            let start = Instant::now();
+            first_sync.write();
+            runs.replay.first_sync.push(start.elapsed().as_secs_f64());
+            runs.replay.burst.push(processor_time(|| burst.write()));
+            let verification = Replay::as_sent(&tapes.verification);
+            runs.replay.verification.push(processor_time(|| {
+                verification.read();
+                std::fs::read("/proc/thread-self/net/ip_vs").unwrap();
+            }));
+        });
+    }
+}
+
+/// A proxier at work.
+struct Proxier {
+    run: Pin<Box<dyn Future<Output = ()>>>,
+    changes: UnboundedSender<Change>,
+    generation: usize,
+}
+
+impl Proxier {
+    /// It has all objects, and has not been told yet that these are all.
+    async fn start(services: usize, endpoints: usize) -> Self {
+        let kernel = Linux::prepare(&config()).await.unwrap();
+        let reconciler = Reconciler::new(config(), kernel, unbounded_channel().0)
+            .await
+            .unwrap();
+        let (changes, receiver) = unbounded_channel();
+        let mut proxier = Self {
+            run: Box::pin(reconciler.run(receiver)),
+            changes,
+            generation: 0,
+        };
+        cluster(services, endpoints).for_each(|change| proxier.send(change));
+        proxier.pass(MOMENT).await;
+        proxier
+    }
+
+    fn send(&self, change: Change) {
+        self.changes.send(change).unwrap();
+    }
+
+    async fn pass(&mut self, time: Duration) {
+        timeout(time, &mut self.run)
+            .await
+            .expect_err("it runs until the source hangs up");
+    }
+
+    /// Wall-clock time: plan, diff and apply of everything.
+    async fn first_sync(&mut self, recorder: &Recorder) -> f64 {
+        recorder.expect_sync();
+        let start = Instant::now();
+        self.send(Change::Synced);
+        loop {
+            self.pass(MOMENT).await;
+            if let Some(synced) = recorder.synced() {
+                return synced.duration_since(start).as_secs_f64();
+            }
+        }
+    }
+
+    /// Processor time of this thread, in the kernel too, until a thousand endpoints are replaced.
+    async fn burst(&mut self, endpoints: usize) -> f64 {
+        self.generation += 1;
+        for number in 0..BURST / endpoints {
+            self.send(Change::EndpointSlice(slice(number, endpoints, self.generation)));
+        }
+        self.processor_time(MOMENT).await
+    }
+
+    /// The median processor time of one endpoint's replacement, in one Service after another.
+    async fn change(&mut self, endpoints: usize) -> f64 {
+        let mut times = Vec::new();
+        for number in 0..CHANGES {
+            let mut changed = slice(number, endpoints, 0);
+            changed.endpoints[0] = slice(number, endpoints, 1).endpoints[0].clone();
+            self.send(Change::EndpointSlice(changed));
+            times.push(self.processor_time(MOMENT).await);
+        }
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    }
+
+    /// Processor time of one periodic verification, which finds nothing to do. It is recorded.
+    async fn verification(&mut self, recorder: &Recorder) -> f64 {
+        recorder.start();
+        loop {
+            let used = self.processor_time(SYNC_PERIOD / 40).await;
+            if recorder.has_something() {
+                return used;
+            }
+        }
+    }
+
+    async fn processor_time(&mut self, time: Duration) -> f64 {
+        let before = thread_time();
+        self.pass(time).await;
+        thread_time() - before
+    }
+}
+
+fn config() -> Config {
+    Config {
+        sync_period: SYNC_PERIOD,
+        ..Config::new(NODE)
+    }
+}
+
+fn processor_time(work: impl FnOnce()) -> f64 {
+    let before = thread_time();
+    work();
+    thread_time() - before
+}
+
+/// What this thread has used so far of a processor, in seconds.
+fn thread_time() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Runs something in a network namespace of its own, of which nothing is left then.
+fn in_namespace<T: Send, F: Future<Output = T>>(work: impl FnOnce() -> F + Send) -> T {
+    let inside = || {
+        // SAFETY: a network namespace has nothing to do with memory or file descriptors.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("root is needed");
+        // Without any address of its own it would take no address for one that can be reached.
+        let loopback = std::process::Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(loopback.expect("ip is needed").success());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            let outcome = work().await;
+            // The kernel has one table for all namespaces, and would clean it up at some other time.
+            let mut ipvs = Handle::connect().await.unwrap();
+            ipvs.execute(&ipvs::Command::Flush).await.unwrap();
+            outcome
+        })
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
+}
