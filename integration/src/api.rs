@@ -3,13 +3,16 @@
 use std::net::IpAddr;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
+use kube::Resource;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, TypeMeta,
 };
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
@@ -131,9 +134,24 @@ impl Client {
     /// # Errors
     /// The server refuses.
     pub fn events(&self) -> Result<Vec<Event>> {
-        let all = Api::<Event>::all(self.client.clone());
+        self.list("list every event")
+    }
+
+    /// All Services.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub fn services(&self) -> Result<Vec<Service>> {
+        self.list("list every Service")
+    }
+
+    fn list<K>(&self, action: &str) -> Result<Vec<K>>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
+    {
+        let all = Api::<K>::all(self.client.clone());
         let found = self.runtime.block_on(all.list(&ListParams::default()));
-        Ok(found.api("list every event")?.items)
+        Ok(found.api(action)?.items)
     }
 
     /// Deletes all Services but the server's own, all EndpointSlices and all Nodes.

@@ -98,7 +98,7 @@ impl Mode {
             Self::Iptables => (Proxier::UpstreamIpvs, vec!["--proxy-mode=iptables".to_owned()]),
             Self::Nftables => (Proxier::UpstreamNftables, vec![]),
         };
-        proxier.start(node, &flags, log)
+        proxier.start(node, &flags, None, log)
     }
 
     /// Waits until it has programmed everything once.

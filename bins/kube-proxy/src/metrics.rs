@@ -66,6 +66,7 @@ pub(crate) struct Metrics {
     repairs: Counter,
     objects: GaugeVec,
     draining: Gauge,
+    foreign_drops: Gauge,
 }
 
 /// Changes of objects of one kind.
@@ -213,6 +214,10 @@ impl Metrics {
                 "ipvs_proxier_draining_servers",
                 "Real servers that only end the connections that they have.",
             )?,
+            foreign_drops: families.gauge(
+                "ipvs_proxier_foreign_drops",
+                "Packet filters of other programs that may drop what Services need; the log names them.",
+            )?,
             registry,
         })
     }
@@ -319,6 +324,11 @@ impl Metrics {
             self.objects.with_label_values(&[state]).set(number(count));
         }
         self.draining.set(number(sync.totals.draining));
+    }
+
+    /// So many packet filters of others are in the way.
+    pub(crate) fn set_foreign_drops(&self, count: usize) {
+        self.foreign_drops.set(number(count));
     }
 
     /// The connection tracking table was searched for flows to endpoints that are gone.

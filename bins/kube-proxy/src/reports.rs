@@ -12,7 +12,6 @@ use proxier::{
     report::{Occasion, Problem, Report, ServiceStatus, Sync},
 };
 use tokio::sync::mpsc::UnboundedReceiver;
-use tracing::debug;
 
 use crate::{
     events::{Event, Events},
@@ -73,6 +72,7 @@ impl Reports {
                 duration,
                 deleted,
             } => self.metrics.note_conntrack(family, duration, deleted),
+            Report::ForeignDrops(drops) => self.metrics.set_foreign_drops(drops.len()),
         }
     }
 
@@ -84,15 +84,6 @@ impl Reports {
         if sync.complete && !sync.pending && !matches!(sync.occasion, Occasion::Retry | Occasion::Drain) {
             self.health.note_synced();
         }
-        debug!(
-            occasion = ?sync.occasion,
-            services = sync.services,
-            wanted = sync.totals.wanted,
-            failing = sync.totals.failing,
-            draining = sync.totals.draining,
-            "synced in {:.6} s",
-            sync.duration.as_secs_f64()
-        );
     }
 
     fn take_service(&mut self, service: ObjectName, status: ServiceStatus) {

@@ -38,14 +38,17 @@ pub(crate) fn run(_: &ArgMatches) -> Result<u8> {
             cargo::program("integration", "takeover")?,
             "/usr/local/bin/takeover",
         );
-    let mut lines = Lines::default();
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    let mut lines = Lines::new(|line| {
+        let outcome = serde_json::from_str(line);
+        outcomes.push(outcome.map_err(|error| Error::Unavailable(format!("{line}: {error}")))?);
+        Ok(())
+    });
     let status = uplink::run(&mut server, guest, &["takeover".to_owned()], &mut lines)?;
     println!("| from | to | FORWARD | opened | failed | held | lost | time |");
     println!("|---|---|---|---|---|---|---|---|");
     let mut bad = status != 0;
-    for line in &lines.objects {
-        let outcome: Outcome =
-            serde_json::from_str(line).map_err(|error| Error::Unavailable(format!("{line}: {error}")))?;
+    for outcome in &outcomes {
         let Outcome {
             case,
             asked,
@@ -54,7 +57,7 @@ pub(crate) fn run(_: &ArgMatches) -> Result<u8> {
             lived,
             took_ms,
             left,
-        } = &outcome;
+        } = outcome;
         let policy = if case.forward_drop { "DROP" } else { "ACCEPT" };
         println!(
             "| {} | {} | {policy} | {asked} | {} | {held} | {} | {:.1} s |",
