@@ -13,6 +13,7 @@ use crate::{
         Observed, link,
         netfilter::{self, Element},
     },
+    source_ports::SourcePorts,
     step::{Key, Operation},
 };
 
@@ -22,6 +23,7 @@ pub struct Applied {
     pub(crate) servers: HashMap<ServiceKey, Server>,
     elements: HashMap<Key, BTreeSet<Element>>,
     pub(crate) addresses: HashSet<IpAddr>,
+    pub(crate) source_ports: SourcePorts,
     /// Addresses on kube-ipvs0 that are somebody else's business (`--ipvs-exclude-cidrs`).
     excluded: Vec<IpNet>,
 }
@@ -46,6 +48,7 @@ impl Applied {
             ..Self::default()
         };
         let (records, own_addresses) = (observed.records, observed.own_addresses);
+        applied.source_ports = observed.source_ports;
         applied.addresses = observed.addresses.into_iter().collect();
         observed
             .elements
@@ -88,10 +91,7 @@ impl Applied {
                 Element::Mark(_, mark) => Some(*mark),
                 _ => None,
             });
-            match key {
-                Key::Server(server) => Some((*server, mark?)),
-                Key::Address(_) | Key::Hairpin(_) => None,
-            }
+            Some((key.server()?, mark?))
         })
     }
 
@@ -144,6 +144,7 @@ impl Applied {
             Operation::Netfilter(netfilter::Update::Add(element)) => self.insert(*element),
             Operation::Netfilter(netfilter::Update::Remove(element)) => self.remove(element),
             Operation::Ipvs(command) => self.record_ipvs(command),
+            Operation::SourcePorts(source_ports) => self.source_ports = *source_ports,
             Operation::Link(link::Update::Add(address)) => {
                 self.addresses.insert(*address);
             }

@@ -22,6 +22,9 @@ pub struct Config {
     pub local_detector: LocalDetector,
     /// Masquerade the clients of every ClusterIP (`--masquerade-all`).
     pub masquerade_all: bool,
+    /// Let the kernel choose masqueraded flows' source ports at random, so that flows compete for them less
+    /// (`--ipvs-masquerade-fully-random`).
+    pub masquerade_fully_random: bool,
     /// The bit of the packet mark that asks for masquerading, 0 to 31 (`--iptables-masquerade-bit`).
     pub masquerade_bit: u8,
     /// Answer ARP for addresses of the receiving interface only (`--ipvs-strict-arp`).
@@ -47,6 +50,7 @@ impl Config {
             node_port_addresses: NodePortAddresses::All,
             local_detector: LocalDetector::None,
             masquerade_all: false,
+            masquerade_fully_random: true,
             masquerade_bit: 14,
             strict_arp: false,
             timeouts: Timeouts::default(),

@@ -20,6 +20,7 @@ use crate::{
         netfilter::{self, Element},
     },
     plan::RealServers,
+    source_ports::SourcePorts,
     step::{Key, Operation, RealServer, Step},
     wanted::Wanted,
 };
@@ -49,7 +50,8 @@ pub fn diff(
         match key {
             Key::Server(server) => phases.servers(key, server, wanted, applied, circumstances),
             Key::Address(address) => phases.address(key, address, wanted.address(&address), applied),
-            Key::Hairpin(_) => {}
+            Key::HealthCheck(_) | Key::Hairpin(_) => {}
+            Key::SourcePorts => phases.source_ports(key, wanted.source_ports(), applied.source_ports),
         }
     }
     phases.in_order()
@@ -101,6 +103,12 @@ impl Phases {
         wanted
             .difference(has)
             .for_each(|element| push(phase, key, netfilter::Update::Add(*element)));
+    }
+
+    fn source_ports(&mut self, key: Key, wanted: SourcePorts, has: SourcePorts) {
+        if wanted != has {
+            push(&mut self.prepare, key, Operation::SourcePorts(wanted));
+        }
     }
 
     /// The virtual server, and the one for clients in the cluster.

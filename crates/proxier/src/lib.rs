@@ -32,6 +32,7 @@ pub mod planner;
 mod properties;
 pub mod reconciler;
 pub mod report;
+pub mod source_ports;
 pub mod step;
 pub mod store;
 pub mod takeover;

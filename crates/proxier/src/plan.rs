@@ -26,7 +26,7 @@ use ipvs::{Family, Protocol, Scheduler, ServiceFlags, ServiceKey};
 use crate::{
     config::{Config, NodePortAddresses},
     endpoints::{Endpoints, Place},
-    kernel::netfilter::{External, Treatment},
+    kernel::netfilter::{self, External, Treatment},
     model::{EndpointSlice, Node, Service, SourceRanges, TrafficPolicy},
     report::{HealthCheck, Problem, ServiceStatus, Traffic},
 };
@@ -38,6 +38,11 @@ pub struct Plan {
     pub frontends: BTreeMap<ServiceKey, Frontend>,
     /// Addresses on kube-ipvs0.
     pub addresses: BTreeSet<IpAddr>,
+    /// Where else than on the node's own addresses `healthCheckNodePort` is open (C1).
+    pub health_checks: BTreeSet<netfilter::Frontend>,
+    /// The ports of virtual servers on the node's own addresses, whatever their protocol: no flow that is
+    /// masqueraded may leave from one (C2).
+    pub node_ports: BTreeSet<u16>,
     /// Pods on this node that may be sent their own packets, which must be masqueraded then (E3).
     pub hairpins: BTreeSet<IpAddr>,
     /// What else is to be told of the Service.
@@ -146,6 +151,16 @@ pub fn plan<'a>(
         let announced = external_ips.iter().chain(&balancer_ips);
         plan.addresses
             .extend(announced.filter(|a| !node.own_addresses.contains(a)));
+        if let Some(port) = service.health_check_node_port {
+            // Balancers that hand packets over as they are ask there. The node's own addresses are not filtered.
+            let probed = balancer_ips.iter().filter(|a| !node.own_addresses.contains(a));
+            plan.health_checks
+                .extend(probed.map(|address| netfilter::Frontend {
+                    address: *address,
+                    protocol: Protocol::Tcp,
+                    port: port.get(),
+                }));
+        }
 
         let mut ready_here = BTreeSet::new();
         for port in &service.ports {
@@ -171,6 +186,9 @@ pub fn plan<'a>(
                         source_ranges: source_ranges.unwrap_or_default(),
                     };
                     plan.frontends.insert(key, frontend);
+                    if !plan.addresses.contains(&address) {
+                        plan.node_ports.insert(number.get());
+                    }
                 };
 
             let outside = Side::external(service, &endpoints, port.protocol, place);
@@ -686,6 +704,25 @@ mod tests {
             lines(&externally_local(), &[], &config())[1],
             "TCP 192.168.0.2:30080 ->  goto local",
             "without any endpoint clients are refused at once"
+        );
+    }
+
+    #[test]
+    fn c1_q52_health_checks_are_open_on_the_services_own_balancer_addresses() {
+        let mut service = service("web", "10.96.0.10");
+        service.external_ips = vec![ip("203.0.113.7")];
+        service.load_balancer_ips = vec![ip("203.0.113.8"), ip(NODE[0])];
+        let config = config();
+        let open = |service: &Service| -> Vec<_> {
+            let plan = plan(service, &[], &facts(&config), &config);
+            plan.health_checks.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(open(&service), [""; 0]);
+        service.health_check_node_port = 32000.try_into().ok();
+        assert_eq!(
+            open(&service),
+            ["203.0.113.8 . tcp . 32000"],
+            "a node's own address is not filtered anyway"
         );
     }
 

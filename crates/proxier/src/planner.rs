@@ -85,9 +85,11 @@ impl Planner {
         }
     }
 
-    /// Virtual servers that have firewall marks in the kernel are to keep them; to be called first.
-    pub fn adopt_marks(&mut self, applied: &Applied) {
+    /// What the kernel holds and might as well be otherwise is to stay: firewall marks of virtual servers, source
+    /// ports for masquerading. To be called first.
+    pub fn adopt(&mut self, applied: &Applied) {
         self.wanted.adopt_marks(applied.marks());
+        self.wanted.adopt_source_ports(applied.source_ports);
     }
 
     /// The configuration.
@@ -196,10 +198,8 @@ impl Planner {
 
     /// How long real servers of the virtual server `server` may drain: what its Service says, else the operator.
     pub(crate) fn drain_timeout(&self, server: ServiceKey) -> Duration {
-        let owner = match self.wanted.key_of(server) {
-            Key::Server(server) => self.wanted.owner(&server),
-            Key::Address(_) | Key::Hairpin(_) => None,
-        };
+        let key = self.wanted.key_of(server).server();
+        let owner = key.and_then(|server| self.wanted.owner(&server));
         let service = owner.and_then(|owner| self.store.service(owner));
         let overrides = service.and_then(|service| service.overrides.as_deref());
         let chosen = overrides.and_then(|overrides| overrides.drain_timeout);
@@ -224,10 +224,8 @@ impl Planner {
         planned: &ObjectName,
         changed: &HashSet<Key>,
     ) -> HashMap<ObjectName, ServiceStatus> {
-        let rivals = changed.iter().filter_map(|key| match key {
-            Key::Server(server) => Some(self.wanted.claimants(server)),
-            Key::Address(_) | Key::Hairpin(_) => None,
-        });
+        let servers: Vec<_> = changed.iter().filter_map(Key::server).collect();
+        let rivals = servers.iter().map(|server| self.wanted.claimants(server));
         let concerned: HashSet<_> = rivals.flatten().chain([planned]).cloned().collect();
         let mut told = HashMap::new();
         for service in concerned {
@@ -251,13 +249,10 @@ impl Planner {
     }
 
     fn is_kubernetes_api(&self, key: &Key) -> bool {
-        match key {
-            Key::Server(server) => self
-                .wanted
-                .owner(server)
-                .is_some_and(ObjectName::is_kubernetes_api),
-            Key::Address(_) | Key::Hairpin(_) => false,
-        }
+        let owner = |server| self.wanted.owner(&server);
+        key.server()
+            .and_then(owner)
+            .is_some_and(ObjectName::is_kubernetes_api)
     }
 }
 

@@ -104,7 +104,7 @@ impl<K: Kernel> Reconciler<K> {
         let (families, own_addresses) = (observed.families.clone(), observed.own_addresses.clone());
         let applied = Applied::new(observed, &config.exclude_cidrs);
         let mut planner = Planner::new(config, families.clone(), own_addresses);
-        planner.adopt_marks(&applied);
+        planner.adopt(&applied);
         Ok(Self {
             planner,
             kernel,
@@ -326,10 +326,8 @@ impl<K: Kernel> Reconciler<K> {
         let known = self.failures.get(&key);
         if known.is_none_or(|retry| retry.reason != failure.reason) {
             error!("cannot program {key}: {failure}");
-            let service = match key {
-                Key::Server(server) => self.planner.wanted().owner(&server).cloned(),
-                Key::Address(_) | Key::Hairpin(_) => None,
-            };
+            let owner = |server| self.planner.wanted().owner(&server);
+            let service = key.server().and_then(owner).cloned();
             self.tell(Report::Failing {
                 key,
                 service,
@@ -941,6 +939,31 @@ mod tests {
         let recovered = |report: &Report| matches!(report, Report::Recovered(Key::Address(_)));
         assert_eq!(reports.iter().filter(|report| recovered(report)).count(), 1);
         assert!(matches!(reports.last(), Some(Report::Sync(sync)) if sync.totals.failing == 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c2_masqueraded_flows_leave_from_no_node_port() {
+        let kernel = FakeKernel::default();
+        kernel.change(|state| state.own_addresses.insert(ip("192.168.0.2")));
+        let mut running = Running::with_web(&kernel).await;
+        let with_node_port = |port: u16| {
+            let mut service = web();
+            service.ports[0].node_port = port.try_into().ok();
+            Change::Service(service)
+        };
+        let moved = |log: Vec<String>| log.into_iter().find(|line| line.contains("masquerade to"));
+        assert_eq!(moved(running.done_for(with_node_port(30080)).await), None);
+        assert_eq!(
+            moved(running.done_for(with_node_port(40000)).await).as_deref(),
+            Some("nft masquerade to :1024-29999")
+        );
+        drop(running);
+
+        // I6, and a range that will do stays.
+        let running = Running::with_web(&kernel).await;
+        assert_eq!(moved(kernel.take_log()), None);
+        kernel.change(|state| assert_eq!(state.source_ports.to_string(), "1024-29999"));
+        drop(running);
     }
 
     #[tokio::test(start_paused = true)]

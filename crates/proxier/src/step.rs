@@ -7,9 +7,12 @@ use std::{
 
 use ipvs::{Command, ServiceKey};
 
-use crate::kernel::{
-    link,
-    netfilter::{self, Element},
+use crate::{
+    kernel::{
+        link,
+        netfilter::{self, Element},
+    },
+    source_ports::SourcePorts,
 };
 
 /// A kernel object, or a few that come and go together.
@@ -20,11 +23,23 @@ pub enum Key {
     Server(ServiceKey),
     /// An address on kube-ipvs0, and the netfilter element that guards its unknown ports.
     Address(IpAddr),
+    /// The netfilter element that opens a health-check port on a service address.
+    HealthCheck(netfilter::Frontend),
     /// The netfilter element for a local pod's flows to itself.
     Hairpin(IpAddr),
+    /// The range of ports from which masqueraded flows leave.
+    SourcePorts,
 }
 
 impl Key {
+    /// The virtual server, if it is one.
+    pub const fn server(&self) -> Option<ServiceKey> {
+        match self {
+            Self::Server(server) => Some(*server),
+            _ => None,
+        }
+    }
+
     /// The object that a netfilter element belongs to.
     pub(crate) fn of_element(element: &Element) -> Self {
         match *element {
@@ -43,6 +58,7 @@ impl Key {
                 })
             }
             Element::ServiceAddress(address) => Self::Address(address),
+            Element::HealthCheck(frontend) => Self::HealthCheck(frontend),
             Element::Hairpin(address) => Self::Hairpin(address),
         }
     }
@@ -53,7 +69,9 @@ impl fmt::Display for Key {
         match self {
             Self::Server(key) => write!(f, "virtual server {key}"),
             Self::Address(address) => write!(f, "address {address}"),
+            Self::HealthCheck(frontend) => write!(f, "health-check port {frontend}"),
             Self::Hairpin(address) => write!(f, "hairpin masquerading of {address}"),
+            Self::SourcePorts => f.write_str("source ports for masquerading"),
         }
     }
 }
@@ -67,13 +85,15 @@ pub enum Operation {
     Ipvs(Command),
     /// Change an address on kube-ipvs0.
     Link(link::Update),
+    /// Make our nftables tables anew, to masquerade from other ports.
+    SourcePorts(SourcePorts),
 }
 
 impl Operation {
     /// Who carries it out.
     pub const fn driver(&self) -> Driver {
         match self {
-            Self::Netfilter(_) => Driver::Netfilter,
+            Self::Netfilter(_) | Self::SourcePorts(_) => Driver::Netfilter,
             Self::Ipvs(_) => Driver::Ipvs,
             Self::Link(_) => Driver::Link,
         }
@@ -99,6 +119,7 @@ impl fmt::Display for Operation {
             Self::Netfilter(netfilter::Update::Remove(element)) => write!(f, "nft delete element {element}"),
             Self::Ipvs(command) => write!(f, "ipvsadm {command}"),
             Self::Link(update) => update.fmt(f),
+            Self::SourcePorts(ports) => write!(f, "nft masquerade to :{ports}"),
         }
     }
 }

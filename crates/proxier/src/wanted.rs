@@ -19,6 +19,7 @@ use crate::{
     model::ObjectName,
     plan::{Frontend, Plan, RealServers},
     report::{Problem, ServiceStatus},
+    source_ports::SourcePorts,
     step::Key,
 };
 
@@ -46,7 +47,10 @@ pub struct Wanted {
     /// In the order of precedence: the first of each set wins.
     servers: HashMap<ServiceKey, BTreeSet<Claimant>>,
     addresses: Count<IpAddr>,
+    health_checks: Count<netfilter::Frontend>,
     hairpins: Count<IpAddr>,
+    node_ports: Count<u16>,
+    source_ports: SourcePorts,
 }
 
 #[derive(Debug)]
@@ -70,13 +74,21 @@ impl Wanted {
             plans: HashMap::new(),
             servers: HashMap::new(),
             addresses: Count::default(),
+            health_checks: Count::default(),
             hairpins: Count::default(),
+            node_ports: Count::default(),
+            source_ports: SourcePorts::default(),
         }
     }
 
     /// Virtual servers that have firewall marks in the kernel are to keep them.
     pub fn adopt_marks(&mut self, marks: impl Iterator<Item = (ServiceKey, u32)>) {
         marks.for_each(|(key, mark)| self.marks.adopt(key, mark));
+    }
+
+    /// Masqueraded flows leave from these ports until a node port is among them.
+    pub fn adopt_source_ports(&mut self, source_ports: SourcePorts) {
+        self.source_ports = source_ports;
     }
 
     /// Replaces what a Service wants; [`Plan::default`] withdraws it. Returns the keys whose wanted state may
@@ -128,15 +140,31 @@ impl Wanted {
             changed.extend(plan.frontends.keys().map(|key| Key::Server(*key)));
         }
 
-        let none = BTreeSet::new();
+        let (none, no_checks, no_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let addresses = before.map_or(&none, |plan| &plan.addresses);
         changed.extend(
             self.addresses
                 .replace(addresses, &plan.addresses)
                 .map(Key::Address),
         );
+        let health_checks = before.map_or(&no_checks, |plan| &plan.health_checks);
+        changed.extend(
+            self.health_checks
+                .replace(health_checks, &plan.health_checks)
+                .map(Key::HealthCheck),
+        );
         let hairpins = before.map_or(&none, |plan| &plan.hairpins);
         changed.extend(self.hairpins.replace(hairpins, &plan.hairpins).map(Key::Hairpin));
+
+        let node_ports = before.map_or(&no_ports, |plan| &plan.node_ports);
+        let moved: Vec<_> = self.node_ports.replace(node_ports, &plan.node_ports).collect();
+        if moved
+            .iter()
+            .any(|port| self.source_ports.contains(*port) && self.node_ports.contains(port))
+        {
+            self.source_ports = SourcePorts::longest(|port| self.node_ports.contains(port));
+            changed.insert(Key::SourcePorts);
+        }
 
         if plan != Plan::default() {
             self.plans.insert(service.clone(), Claim { created, plan });
@@ -194,13 +222,25 @@ impl Wanted {
                 .then_some(Element::ServiceAddress(address))
                 .into_iter()
                 .collect(),
+            Key::HealthCheck(frontend) => self
+                .health_checks
+                .contains(&frontend)
+                .then_some(Element::HealthCheck(frontend))
+                .into_iter()
+                .collect(),
             Key::Hairpin(address) => self
                 .hairpins
                 .contains(&address)
                 .then_some(Element::Hairpin(address))
                 .into_iter()
                 .collect(),
+            Key::SourcePorts => BTreeSet::new(),
         }
+    }
+
+    /// From which ports masqueraded flows leave.
+    pub fn source_ports(&self) -> SourcePorts {
+        self.source_ports
     }
 
     /// Whether the address is wanted on kube-ipvs0.
@@ -213,7 +253,12 @@ impl Wanted {
         let servers = self.servers.keys().copied().map(Key::Server);
         let addresses = self.addresses.keys().copied().map(Key::Address);
         let hairpins = self.hairpins.keys().copied().map(Key::Hairpin);
-        servers.chain(addresses).chain(hairpins)
+        let health_checks = self.health_checks.keys().copied().map(Key::HealthCheck);
+        servers
+            .chain(addresses)
+            .chain(health_checks)
+            .chain(hairpins)
+            .chain([Key::SourcePorts])
     }
 
     /// How many keys are wanted.

@@ -84,6 +84,43 @@ fn c1_e11_other_ports_of_a_service_address_are_refused_and_ping_is_answered() ->
 
 #[test]
 #[ignore = "needs root and ip_vs: cargo xtask test"]
+fn c1_q52_balancers_ask_for_health_at_their_own_address() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let pod = cluster.node().pod("web-1", 11, TCP_8080)?;
+    // What answers on all addresses of the node, as the server of health checks does.
+    let _health = Server::start(&cluster.node().namespace, "health", &[(Tcp, 32000)])?;
+    let mut web = service(
+        "web",
+        "type: LoadBalancer, clusterIP: 10.96.0.10, externalTrafficPolicy: Local, healthCheckNodePort: 32000,
+         ports: [{port: 80}]",
+    );
+    web += "status: {loadBalancer: {ingress: [{ip: 203.0.113.8}]}}\n";
+    let slice = || slice("web-1", "web", "{port: 8080}", &[(&pod).into()]);
+    cluster.apply("web", &[web.clone(), slice()])?;
+    cluster.start(&[])?;
+    for address in [format!("{NODE}:32000"), "203.0.113.8:32000".to_owned()] {
+        expect(cluster.client(), Tcp, &address, &["health"], CLIENT)?;
+    }
+    expect_failure(cluster.client(), Tcp, "10.96.0.10:32000", Refused)?;
+    cluster.apply(
+        "web",
+        &[
+            web.replace("externalTrafficPolicy: Local, healthCheckNodePort: 32000,", ""),
+            slice(),
+        ],
+    )?;
+    expect_failure(cluster.client(), Tcp, "203.0.113.8:32000", Refused)?;
+    expect(
+        cluster.client(),
+        Tcp,
+        &format!("{NODE}:32000"),
+        &["health"],
+        CLIENT,
+    )
+}
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
 fn d7_the_link_is_down_and_answers_no_arp() -> Result<()> {
     let (mut cluster, _pods) = web()?;
     cluster.start(&[])?;

@@ -21,6 +21,7 @@ mod cluster_ip;
 mod conduct;
 mod endpoints;
 mod foreign;
+mod host_port;
 mod masquerade;
 mod node_port;
 mod policies;

@@ -1,4 +1,4 @@
-//! Whose address pods see.
+//! Whose address pods see, and from which port.
 
 use integration::Cluster;
 use integration::Result;
@@ -89,4 +89,93 @@ fn e3_a_pod_reaches_itself_through_its_service() -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// The ports, as answers come back to them, of the node's own connections to 10.96.0.10.
+fn source_ports(cluster: &Cluster) -> Result<Vec<u16>> {
+    let listed = cluster
+        .node()
+        .namespace
+        .output("conntrack", &["-L", "-p", "tcp", "--orig-dst", "10.96.0.10"])?;
+    let port = |line: &str| line.rsplit_once(" dport=")?.1.split(' ').next()?.parse().ok();
+    Ok(listed.lines().filter_map(port).collect())
+}
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn c2_masqueraded_connections_leave_from_no_node_port() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let pods = [
+        cluster.node().pod("web-1", 11, TCP_8080)?,
+        cluster.peer().pod("web-2", 12, TCP_8080)?,
+    ];
+    // All that the node's processes connect from is a node port, too.
+    let node_ports: Vec<u16> = (30000..30064).collect();
+    cluster
+        .node()
+        .namespace
+        .sysctl("net.ipv4.ip_local_port_range=30000 30063")?;
+    let web = |node_ports: &[u16]| {
+        let (mut ports, mut targets) = (String::new(), String::new());
+        for (number, node_port) in node_ports.iter().enumerate() {
+            ports += &format!(
+                "{{name: p{number}, port: {}, nodePort: {node_port}}},",
+                number + 1
+            );
+            targets += &format!("{{name: p{number}, port: 8080}},");
+        }
+        [
+            service(
+                "web",
+                &format!("type: NodePort, clusterIP: 10.96.0.10, ports: [{ports}]"),
+            ),
+            slice("web-1", "web", &targets, &pods.each_ref().map(Into::into)),
+        ]
+    };
+    cluster.apply("web", &web(&node_ports))?;
+    cluster.start(&[])?;
+    let answers = cluster.node().client().ask(Tcp, at("10.96.0.10:1"), 40)?;
+    assert_eq!(answers.failures, [], "{answers}");
+    let used = source_ports(&cluster)?;
+    assert!(
+        !used.is_empty() && used.iter().all(|port| *port > 32767),
+        "{used:?}"
+    );
+
+    // A node port where these are.
+    cluster.node().namespace.output("conntrack", &["-F"])?;
+    cluster.apply("web", &web(&[40000]))?;
+    cluster.expect_server(&format!("-a -t {NODE}:40000 -r 10.244.0.11:8080 -m -w 1"))?;
+    let answers = cluster.node().client().ask(Tcp, at("10.96.0.10:1"), 20)?;
+    assert_eq!(answers.failures, [], "{answers}");
+    let used = source_ports(&cluster)?;
+    assert!(
+        !used.is_empty() && used.iter().all(|port| *port < 30000),
+        "{used:?}"
+    );
+
+    // I6: a restart leaves it so. Handles tell a table that was made anew.
+    let table = |cluster: &Cluster| {
+        let listed = ["--handle", "list", "chain", "ip", "kube-proxy", "masquerading"];
+        cluster.node().namespace.output("nft", &listed)
+    };
+    let before = table(&cluster)?;
+    assert!(
+        before.contains("masquerade to :1024-29999 fully-random"),
+        "{before}"
+    );
+    cluster.take_kube_proxy()?.kill()?;
+    cluster.start(&[])?;
+    assert_eq!(table(&cluster)?, before);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn nft_takes_what_it_lists_of_our_tables() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    cluster.start(&[])?;
+    // As somebody does who keeps a node's rules in a file.
+    let node = &cluster.node().namespace;
+    node.shell("nft list ruleset | nft --check --file -").map(drop)
 }

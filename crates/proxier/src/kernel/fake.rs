@@ -15,7 +15,10 @@ use super::{
     Event, Failure, FailureKind, Kernel, Observed, link,
     netfilter::{self, Element},
 };
-use crate::step::{Operation, RealServer};
+use crate::{
+    source_ports::SourcePorts,
+    step::{Operation, RealServer},
+};
 
 /// A handle to the state, which the test and the reconciler share.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +28,7 @@ pub(crate) struct FakeKernel(Rc<RefCell<State>>);
 pub(crate) struct State {
     pub(crate) servers: BTreeMap<ServiceKey, (ipvs::Service, BTreeMap<SocketAddr, Destination>)>,
     pub(crate) elements: BTreeSet<Element>,
+    pub(crate) source_ports: SourcePorts,
     pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) own_addresses: BTreeSet<IpAddr>,
     pub(crate) connections: HashMap<RealServer, u64>,
@@ -71,6 +75,7 @@ impl State {
             addresses: self.addresses.iter().copied().collect(),
             elements: self.elements.iter().copied().collect(),
             records: Vec::new(),
+            source_ports: self.source_ports,
         }
     }
 
@@ -97,6 +102,9 @@ impl State {
             Operation::Link(link::Update::Add(address)) => self.addresses.insert(*address),
             Operation::Link(link::Update::Remove(address)) => self.addresses.remove(address),
             Operation::Ipvs(command) => self.ipvs(command),
+            Operation::SourcePorts(source_ports) => {
+                std::mem::replace(&mut self.source_ports, *source_ports) != *source_ports
+            }
         };
         if makes_sense {
             self.log.push(text);

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     config::{Config, Timeouts},
+    source_ports::SourcePorts,
     step::{Operation, RealServer},
     takeover::{self, Upstream},
 };
@@ -97,7 +98,8 @@ impl Linux {
         set_timeouts(&mut ipvs, config.timeouts).await?;
         let mut upstream = Upstream::connect()?;
         let mut waiting = HashMap::new();
-        let ruleset = ruleset(config);
+        let mut ruleset = ruleset(config);
+        ruleset.source_ports = source_ports(&mut netfilter, &families).await?;
         let mut supported = Vec::new();
         for family in families {
             let foreign = netfilter.is_foreign(family).await;
@@ -151,6 +153,7 @@ impl Linux {
             upstream: Some(Upstream::connect()?),
             waiting: HashMap::new(),
         };
+        kernel.ruleset.source_ports = source_ports(&mut kernel.netfilter, &kernel.families).await?;
         let mut differences = Vec::new();
         for family in &kernel.families {
             if !kernel.netfilter.has_base(*family, &kernel.ruleset).await? {
@@ -169,6 +172,29 @@ impl Linux {
                 .map(|sysctl| format!("sysctl {} is not {}", sysctl.name, sysctl.value)),
         );
         Ok((kernel.holds().await?, differences))
+    }
+
+    /// Carries out either updates of elements or changes of the ports.
+    async fn apply_netfilter(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {
+        if let [Operation::SourcePorts(source_ports)] = operations {
+            let result = self.set_source_ports(*source_ports).await;
+            return vec![result.map_err(|error| Failure::unknown(&error))];
+        }
+        let updates: Vec<_> = operations.iter().filter_map(netfilter_update).collect();
+        let results = self.update_elements(&updates).await;
+        std::iter::zip(&updates, results)
+            .map(|(update, result)| of_netfilter(update, result))
+            .collect()
+    }
+
+    async fn set_source_ports(&mut self, source_ports: SourcePorts) -> Result<(), netfilter::Error> {
+        self.ruleset.source_ports = source_ports;
+        // Where the table waits for something, it is made of this ruleset later.
+        let made = self.families.iter().filter(|family| !self.waiting.contains_key(family));
+        for family in made {
+            self.netfilter.ensure_base(*family, &self.ruleset).await?;
+        }
+        Ok(())
     }
 
     async fn read(&mut self) -> Result<Observed, Error> {
@@ -192,6 +218,7 @@ impl Linux {
     async fn holds(&mut self) -> Result<Observed, Error> {
         let mut observed = Observed {
             families: self.families.clone(),
+            source_ports: self.ruleset.source_ports,
             ..Observed::default()
         };
         for family in &self.families {
@@ -262,8 +289,24 @@ fn ruleset(config: &Config) -> Ruleset {
         masquerade_bit: config.masquerade_bit,
         masquerade_all: config.masquerade_all,
         local_detector: config.local_detector.clone(),
-        fully_random: true,
+        fully_random: config.masquerade_fully_random,
+        source_ports: SourcePorts::default(),
     }
+}
+
+/// From which ports the kernel masquerades. What node ports have once demanded stays, or a restart would write (I6).
+async fn source_ports(
+    netfilter: &mut Netfilter,
+    families: &[Family],
+) -> Result<SourcePorts, netfilter::Error> {
+    for family in families {
+        match netfilter.source_ports(*family).await {
+            Ok(Some(source_ports)) => return Ok(source_ports),
+            Ok(None) | Err(netfilter::Error::NotSupported) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(SourcePorts::default())
 }
 
 /// IPv4, and IPv6 unless the kernel lacks it or has it switched off (E5).
@@ -342,12 +385,13 @@ impl Kernel for Linux {
 
     async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {
         match operations.first() {
-            Some(Operation::Netfilter(_)) => {
-                let updates: Vec<_> = operations.iter().filter_map(netfilter_update).collect();
-                let results = self.update_elements(&updates).await;
-                std::iter::zip(&updates, results)
-                    .map(|(update, result)| of_netfilter(update, result))
-                    .collect()
+            Some(Operation::Netfilter(_) | Operation::SourcePorts(_)) => {
+                let mut results = Vec::with_capacity(operations.len());
+                let updates = |operation: &Operation| netfilter_update(operation).is_some();
+                for group in operations.chunk_by(|a, b| updates(a) == updates(b)) {
+                    results.extend(self.apply_netfilter(group).await);
+                }
+                results
             }
             Some(Operation::Ipvs(_)) => {
                 let commands: Vec<_> = operations.iter().filter_map(ipvs_command).collect();

@@ -5,6 +5,7 @@ use std::{collections::HashMap, fmt, future::Future, net::IpAddr};
 use ipvs::{Destination, Family};
 
 use crate::{
+    source_ports::SourcePorts,
     step::{Operation, RealServer},
     takeover::Record,
 };
@@ -33,6 +34,8 @@ pub struct Observed {
     pub elements: Vec<netfilter::Element>,
     /// What upstream's kube-proxy has on record, until that has been removed.
     pub records: Vec<Record>,
+    /// From which ports masqueraded flows leave.
+    pub source_ports: SourcePorts,
 }
 
 /// Something happened in the kernel that we did not do.

@@ -11,6 +11,7 @@
 //!     map marks { ... }              # of externally local ones: the mark that sends clients in the cluster elsewhere
 //!     set source-ranges { ... }      # of restricted ones: the clients that may use them
 //!     set service-addresses { ... }  # addresses that we hold on kube-ipvs0
+//!     set health-checks { ... }      # of these: the ports at which balancers ask for a Service's health
 //!     set hairpin { ... }            # endpoint . endpoint, for the endpoints on this node
 //!     chain input { ... }            # clients elsewhere, before IPVS takes their packets at LOCAL_IN
 //!     chain output { ... }           # clients on the node, before IPVS takes their packets at LOCAL_OUT
@@ -19,7 +20,10 @@
 //!     chain local { ... }            # externalTrafficPolicy Local, with endpoints here ...
 //!     chain not-here { ... }         # ... and without
 //!     chain ranges-... { ... }       # the same for clients in the source ranges
-//!     chain postrouting { ... }      # masquerades what is marked, and hairpins
+//!     chain nat-prerouting { ... }   # keeps other programs' NAT rules away from service addresses ...
+//!     chain nat-output { ... }       # ... also from clients on the node
+//!     chain postrouting { ... }      # picks what is marked, and hairpins ...
+//!     chain masquerading { ... }     # ... and masquerades it, from ports that are no node port's
 //! }
 //! ```
 //!
@@ -52,6 +56,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use self::ruleset::Base;
 pub use self::ruleset::Ruleset;
 use super::nfnetlink::Message;
+use crate::source_ports::SourcePorts;
 
 /// The name of our tables. kube-proxy's nftables mode has tables of this name too, and its other modes delete
 /// them when they start, so that a node that goes back to kube-proxy is left clean.
@@ -62,16 +67,27 @@ const NFNLGRP_NFTABLES: u32 = 7;
 
 const SERVICES: &str = "services";
 const SERVICE_ADDRESSES: &str = "service-addresses";
+const HEALTH_CHECKS: &str = "health-checks";
 const HAIRPIN: &str = "hairpin";
 
 const MARKS: &str = "marks";
 const SOURCE_RANGES: &str = "source-ranges";
+
+const SETS: [&str; 6] = [
+    SERVICES,
+    MARKS,
+    SOURCE_RANGES,
+    SERVICE_ADDRESSES,
+    HEALTH_CHECKS,
+    HAIRPIN,
+];
 
 const CLUSTER_IP: &str = "cluster-ip";
 const MARK_FOR_MASQUERADE: &str = "mark-for-masquerade";
 const LOCAL: &str = "local";
 const NOT_HERE: &str = "not-here";
 const IN_CLUSTER: &str = "in-cluster";
+const MASQUERADING: &str = "masquerading";
 
 /// How often a set is listed while the kernel resizes it, and how long that is waited for.
 const LISTING_ATTEMPTS: usize = 5;
@@ -170,6 +186,8 @@ pub enum Element {
     SourceRange(Frontend, IpNet),
     /// In `service-addresses`: an address of ours alone, where a port that is no virtual server's is refused (C1).
     ServiceAddress(IpAddr),
+    /// In `health-checks`: a `healthCheckNodePort` that is open on a service address, too: balancers ask there (C1).
+    HealthCheck(Frontend),
     /// In `hairpin`: an endpoint on this node, which may be its own client and is masqueraded then (E3).
     Hairpin(IpAddr),
 }
@@ -180,6 +198,7 @@ impl Element {
             Self::Service(Frontend { address, .. }, _)
             | Self::Mark(Frontend { address, .. }, _)
             | Self::SourceRange(Frontend { address, .. }, _)
+            | Self::HealthCheck(Frontend { address, .. })
             | Self::ServiceAddress(address)
             | Self::Hairpin(address) => address,
         }
@@ -191,6 +210,7 @@ impl Element {
             Self::Mark(..) => MARKS,
             Self::SourceRange(..) => SOURCE_RANGES,
             Self::ServiceAddress(_) => SERVICE_ADDRESSES,
+            Self::HealthCheck(_) => HEALTH_CHECKS,
             Self::Hairpin(_) => HAIRPIN,
         }
     }
@@ -198,7 +218,9 @@ impl Element {
     /// The key, each part padded to a multiple of four bytes; or, of an interval, where it begins.
     fn key(&self) -> Vec<u8> {
         match *self {
-            Self::Service(frontend, _) | Self::Mark(frontend, _) => frontend.key(),
+            Self::Service(frontend, _) | Self::Mark(frontend, _) | Self::HealthCheck(frontend) => {
+                frontend.key()
+            }
             Self::SourceRange(frontend, range) => [frontend.key(), octets(range.network())].concat(),
             Self::ServiceAddress(address) => octets(address),
             Self::Hairpin(address) => [octets(address), octets(address)].concat(),
@@ -224,7 +246,7 @@ impl Element {
                     end,
                 )]));
             }
-            Self::ServiceAddress(_) | Self::Hairpin(_) => {}
+            Self::ServiceAddress(_) | Self::HealthCheck(_) | Self::Hairpin(_) => {}
         }
         attributes
     }
@@ -243,6 +265,7 @@ impl fmt::Display for Element {
             Self::Mark(frontend, mark) => write!(f, "{frontend} : {mark:#010x}")?,
             Self::SourceRange(frontend, range) => write!(f, "{frontend} . {range}")?,
             Self::ServiceAddress(address) => address.fmt(f)?,
+            Self::HealthCheck(frontend) => frontend.fmt(f)?,
             Self::Hairpin(address) => write!(f, "{address} . {address}")?,
         }
         f.write_str(" }")
@@ -420,6 +443,16 @@ impl Netfilter {
         Ok(self.rules(family).await? == Base::new(family, ruleset).comments())
     }
 
+    /// From which ports the table of a family has masqueraded flows leave, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Any error.
+    pub async fn source_ports(&mut self, family: Family) -> Result<Option<SourcePorts>, Error> {
+        let rules = self.rules(family).await?;
+        Ok(rules.iter().find_map(ruleset::read_source_ports))
+    }
+
     /// The elements of a family's sets, sorted; none, if there is no table.
     ///
     /// # Errors
@@ -427,7 +460,7 @@ impl Netfilter {
     /// Any error: what is returned is never a part (I3).
     pub async fn elements(&mut self, family: Family) -> Result<Vec<Element>, Error> {
         let mut elements = Vec::new();
-        for set in [SERVICES, MARKS, SOURCE_RANGES, SERVICE_ADDRESSES, HAIRPIN] {
+        for set in SETS {
             elements.extend(self.set_elements(family, set).await?);
         }
         Ok(elements)

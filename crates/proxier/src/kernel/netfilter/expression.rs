@@ -1,11 +1,14 @@
 //! The nftables expressions that our rules are made of. A rule is a sequence of them: they load registers, compare
 //! them, and act; the first comparison that fails ends the rule.
 
+use ipvs::Family;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta, MetaKey, Operator, Payload, Register,
     Verdict, VerdictAttribute,
 };
+
+use crate::source_ports::SourcePorts;
 
 /// The 32-bit register that a key begins in (`NFT_REG32_00`); later parts of a key follow in the next ones.
 const FIRST: u32 = 8;
@@ -36,6 +39,11 @@ fn be32(value: u32) -> Vec<u8> {
 /// Loads bytes of the network header.
 pub(super) fn network_header(offset: u32, len: u32, to: u32) -> Expressions {
     payload(NETWORK_HEADER, offset, len, to)
+}
+
+/// Loads `th sport`: the source port, at the same place in TCP, UDP and SCTP.
+pub(super) fn source_port(to: u32) -> Expressions {
+    payload(TRANSPORT_HEADER, 0, 2, to)
 }
 
 /// Loads `th dport`: the destination port, which TCP, UDP and SCTP have at the same place.
@@ -161,6 +169,12 @@ pub(super) fn return_verdict() -> Vec<VerdictAttribute> {
     vec![VerdictAttribute::Code(Verdict::Return)]
 }
 
+/// The verdict that the packet may pass this hook, as far as we are concerned.
+pub(super) fn accept_verdict() -> Vec<VerdictAttribute> {
+    const NF_ACCEPT: u32 = 1;
+    vec![VerdictAttribute::Code(Verdict::Other(NF_ACCEPT))]
+}
+
 /// The verdict to drop the packet.
 pub(super) fn drop_verdict() -> Vec<VerdictAttribute> {
     const NF_DROP: u32 = 0;
@@ -189,14 +203,58 @@ pub(super) fn reject(icmp_code: u8) -> Expressions {
     )
 }
 
-/// `masquerade`
-pub(super) fn masquerade() -> Expressions {
-    other("masq", [])
+/// `dnat to`: the address in a register.
+pub(super) fn destination_nat(family: Family, from: u32) -> Expressions {
+    const NFTA_NAT_TYPE: u16 = 1;
+    const NFTA_NAT_FAMILY: u16 = 2;
+    const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
+    const NFT_NAT_DNAT: u32 = 1;
+    other(
+        "nat",
+        [
+            (NFTA_NAT_TYPE, be32(NFT_NAT_DNAT)),
+            (NFTA_NAT_FAMILY, be32(family.number().into())),
+            (NFTA_NAT_REG_ADDR_MIN, be32(FIRST + from)),
+        ],
+    )
 }
 
-/// `masquerade fully-random`: from a source port that cannot be guessed, and that fewer flows compete for.
-pub(super) fn masquerade_fully_random() -> Expressions {
-    const NFTA_MASQ_FLAGS: u16 = 1;
+const NFTA_MASQ_FLAGS: u16 = 1;
+
+const fn random_flag(fully_random: bool) -> u32 {
     const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
-    other("masq", [(NFTA_MASQ_FLAGS, be32(NF_NAT_RANGE_PROTO_RANDOM_FULLY))])
+    if fully_random {
+        NF_NAT_RANGE_PROTO_RANDOM_FULLY
+    } else {
+        0
+    }
+}
+
+/// `masquerade`, or `masquerade fully-random`: from a source port that cannot be guessed, and that fewer flows
+/// compete for.
+pub(super) fn masquerade(fully_random: bool) -> Expressions {
+    other("masq", [(NFTA_MASQ_FLAGS, be32(random_flag(fully_random)))])
+}
+
+/// `masquerade to :FIRST-LAST`, and `fully-random`: from source ports of this range.
+pub(super) fn masquerade_to(ports: SourcePorts, fully_random: bool) -> [Expressions; 3] {
+    const NFTA_MASQ_REG_PROTO_MIN: u16 = 2;
+    const NFTA_MASQ_REG_PROTO_MAX: u16 = 3;
+    const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 1 << 1;
+    let load = |port: u16, to| {
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(register(to)),
+            Immediate::Data(DataAttribute::Value(port.to_be_bytes().to_vec())),
+        ])
+    };
+    let flags = NF_NAT_RANGE_PROTO_SPECIFIED | random_flag(fully_random);
+    let masquerade = other(
+        "masq",
+        [
+            (NFTA_MASQ_FLAGS, be32(flags)),
+            (NFTA_MASQ_REG_PROTO_MIN, be32(FIRST)),
+            (NFTA_MASQ_REG_PROTO_MAX, be32(FIRST + 1)),
+        ],
+    );
+    [load(ports.first, 0), load(ports.last, 1), masquerade]
 }

@@ -7,7 +7,8 @@ use ipvs::{Family, Protocol};
 use netlink_packet_core::NetlinkMessage;
 
 use super::{
-    Element, Frontend, HAIRPIN, MARKS, SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, Treatment, octets,
+    Element, Frontend, HAIRPIN, HEALTH_CHECKS, MARKS, SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, Treatment,
+    octets,
 };
 use crate::kernel::nfnetlink::{self, Message, attributes, find, string};
 
@@ -108,6 +109,7 @@ fn read_element(element: &[u8], family: Family, set: &str) -> Option<Element> {
             Some(Element::SourceRange(frontend, range(first, last)?))
         }
         SERVICE_ADDRESSES => Some(Element::ServiceAddress(read_address(key, family)?.0)),
+        HEALTH_CHECKS => Some(Element::HealthCheck(read_frontend(key, family)?.0)),
         HAIRPIN => Some(Element::Hairpin(read_address(key, family)?.0)),
         _ => None,
     }

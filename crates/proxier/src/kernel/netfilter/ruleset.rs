@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hasher};
 
 use ipnet::IpNet;
-use ipvs::Family;
+use ipvs::{Family, Protocol};
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
 use netlink_packet_netfilter::{
     NetfilterMessage,
@@ -14,20 +14,22 @@ use netlink_packet_netfilter::{
 };
 
 use super::{
-    CLUSTER_IP, External, HAIRPIN, IN_CLUSTER, LOCAL, MARK_FOR_MASQUERADE, MARKS, NOT_HERE,
-    SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, TABLE, Treatment,
+    CLUSTER_IP, External, HAIRPIN, HEALTH_CHECKS, IN_CLUSTER, LOCAL, MARK_FOR_MASQUERADE, MARKS,
+    MASQUERADING, NOT_HERE, SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, TABLE, Treatment,
     expression::{
-        bitwise, cmp, destination_port, drop_verdict, goto_chain, in_set, masquerade,
-        masquerade_fully_random, meta, network_header, new_flow, reject, return_verdict, set_mark,
-        source_is_local, value_from_map, verdict, verdict_map,
+        accept_verdict, bitwise, cmp, destination_nat, destination_port, drop_verdict, goto_chain, in_set,
+        masquerade, masquerade_to, meta, network_header, new_flow, reject, return_verdict, set_mark,
+        source_is_local, source_port, value_from_map, verdict, verdict_map,
     },
     listing::UDATA_RULE_COMMENT,
     message,
 };
-use crate::config::LocalDetector;
+use crate::{config::LocalDetector, source_ports::SourcePorts};
 
 const INPUT: &str = "input";
 const OUTPUT: &str = "output";
+const NAT_PREROUTING: &str = "nat-prerouting";
+const NAT_OUTPUT: &str = "nat-output";
 const POSTROUTING: &str = "postrouting";
 
 const CLIENTS_ON_THIS_NODE: &str = "clients on this node";
@@ -52,6 +54,8 @@ pub struct Ruleset {
     pub local_detector: LocalDetector,
     /// Let masquerading choose source ports at random (`fully-random`), so that flows compete for them less.
     pub fully_random: bool,
+    /// From which of them.
+    pub source_ports: SourcePorts,
 }
 
 /// The sets, chains and rules of one family's table.
@@ -165,8 +169,19 @@ fn rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
         cmp(0, Operator::Equal, &mark),
     ];
 
+    let goto_masquerade = || vec![verdict(goto_chain(MASQUERADING))];
+
     let mut rules = vec![
         Rule::new(INPUT, "new flows to our virtual servers", to_virtual_server()),
+        Rule::new(
+            INPUT,
+            "health checks by load balancers",
+            [
+                new_flow(),
+                destination_and_port(family),
+                vec![in_set(HEALTH_CHECKS), verdict(accept_verdict())],
+            ],
+        ),
         Rule::new(
             INPUT,
             "other ports of service addresses",
@@ -204,30 +219,38 @@ fn rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
             .into_iter()
             .flatten(),
     );
+    rules.push(Rule::new(
+        MARK_FOR_MASQUERADE,
+        "for postrouting",
+        [vec![
+            meta(MetaKey::Mark, 0),
+            bitwise(0, &unmarked, &mark),
+            set_mark(0),
+        ]],
+    ));
+    // The kernel walks no further NAT rules once a flow has its binding, be it to what it is anyway: rules for every
+    // local address, as those of host ports are, come later and do not take what is sent to a Service (C7).
+    rules.extend([NAT_PREROUTING, NAT_OUTPUT].map(|chain| {
+        let bind = vec![
+            destination(family),
+            in_set(SERVICE_ADDRESSES),
+            destination_nat(family, 0),
+        ];
+        Rule::new(chain, "no other NAT for service addresses", [bind])
+    }));
     rules.extend([
-        Rule::new(
-            MARK_FOR_MASQUERADE,
-            "for postrouting",
-            [vec![
-                meta(MetaKey::Mark, 0),
-                bitwise(0, &unmarked, &mark),
-                set_mark(0),
-            ]],
-        ),
         Rule::new(
             POSTROUTING,
             "endpoints that are their own clients",
-            [vec![
-                source(family),
-                destination_after_source(family),
-                in_set(HAIRPIN),
-                masquerade(),
-            ]],
+            [
+                vec![source(family), destination_after_source(family), in_set(HAIRPIN)],
+                goto_masquerade(),
+            ],
         ),
         Rule::new(
             POSTROUTING,
             "clients on this node that have a service address for their own",
-            [vec![source(family), in_set(SERVICE_ADDRESSES), masquerade()]],
+            [vec![source(family), in_set(SERVICE_ADDRESSES)], goto_masquerade()],
         ),
         Rule::new(
             POSTROUTING,
@@ -235,15 +258,59 @@ fn rules(family: Family, ruleset: &Ruleset) -> Vec<Rule> {
             [
                 is_marked,
                 vec![meta(MetaKey::Mark, 0), bitwise(0, &[0xff; 4], &mark), set_mark(0)],
-                vec![if ruleset.fully_random {
-                    masquerade_fully_random()
-                } else {
-                    masquerade()
-                }],
+                goto_masquerade(),
             ],
         ),
     ]);
+    rules.extend(masquerade_rules(ruleset));
     rules
+}
+
+/// What the comment of the rules begins with that name a range of source ports.
+const SOURCE_PORTS: &str = "source ports ";
+
+/// `masquerading`: no flow leaves from a node port (C2). Who has a reserved port keeps one, as NFS servers ask for.
+fn masquerade_rules(ruleset: &Ruleset) -> Vec<Rule> {
+    let Ruleset {
+        source_ports,
+        fully_random,
+        ..
+    } = *ruleset;
+    let mut rules = vec![Rule::new(
+        MASQUERADING,
+        "reserved source ports",
+        [vec![
+            source_port(0),
+            cmp(0, Operator::LessThan, &1024_u16.to_be_bytes()),
+            masquerade(fully_random),
+        ]],
+    )];
+    rules.extend([Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| {
+        let is_protocol = vec![
+            meta(MetaKey::L4Proto, 0),
+            cmp(0, Operator::Equal, &[protocol.number()]),
+        ];
+        let masquerade = masquerade_to(source_ports, fully_random).into();
+        Rule::new(
+            MASQUERADING,
+            &format!("{SOURCE_PORTS}{source_ports}: no node port"),
+            [is_protocol, masquerade],
+        )
+    }));
+    rules.push(Rule::new(
+        MASQUERADING,
+        "protocols without ports",
+        [vec![masquerade(fully_random)]],
+    ));
+    rules
+}
+
+/// The range that a rule of ours names, given its chain and its comment.
+pub(super) fn read_source_ports((chain, comment): &(String, String)) -> Option<SourcePorts> {
+    let named = comment
+        .strip_prefix(SOURCE_PORTS)
+        .filter(|_| chain == MASQUERADING)?;
+    named.split(':').next()?.parse().ok()
 }
 
 /// `mark-for-masquerade` for clients that are not in the cluster.
@@ -406,6 +473,8 @@ fn chains() -> Vec<ChainMessage> {
     const FILTER: i32 = 0;
     // NF_IP_PRI_MANGLE, after connection tracking (-200) and before IPVS's LOCAL_OUT hooks (-99 and later).
     const MANGLE: i32 = -150;
+    // Before those of other programs, NF_IP_PRI_NAT_DST.
+    const BEFORE_DSTNAT: i32 = -101;
     // NF_IP_PRI_NAT_SRC
     const SRCNAT: i32 = 100;
     let treatments = [
@@ -425,12 +494,14 @@ fn chains() -> Vec<ChainMessage> {
     chains.extend(treatments.map(|name| ChainMessage {
         attributes: chain(name),
     }));
-    chains.push(base_chain(
-        POSTROUTING,
-        "nat",
-        InetHookNumber::PostRouting,
-        SRCNAT,
-    ));
+    chains.extend([
+        base_chain(NAT_PREROUTING, "nat", InetHookNumber::PreRouting, BEFORE_DSTNAT),
+        base_chain(NAT_OUTPUT, "nat", InetHookNumber::LocalOut, BEFORE_DSTNAT),
+        base_chain(POSTROUTING, "nat", InetHookNumber::PostRouting, SRCNAT),
+        ChainMessage {
+            attributes: chain(MASQUERADING),
+        },
+    ]);
     chains
 }
 
@@ -457,7 +528,7 @@ const INET_PROTO: u32 = 12;
 const INET_SERVICE: u32 = 13;
 const MARK: u32 = 19;
 
-fn sets(family: Family) -> [SetMessage; 5] {
+fn sets(family: Family) -> [SetMessage; 6] {
     let (address, address_type) = match family {
         Family::Inet => (4, 7),
         Family::Inet6 => (16, 8),
@@ -502,6 +573,7 @@ fn sets(family: Family) -> [SetMessage; 5] {
         ),
         marks,
         source_ranges,
+        set(6, HEALTH_CHECKS, &frontend, address + 4 + 4, SetFlags::empty()),
     ]
 }
 

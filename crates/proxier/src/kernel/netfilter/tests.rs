@@ -11,6 +11,7 @@ fn ruleset() -> Ruleset {
         masquerade_all: false,
         local_detector: LocalDetector::Cidrs(vec!["10.244.0.0/16".parse().unwrap()]),
         fully_random: true,
+        source_ports: SourcePorts::default(),
     }
 }
 
@@ -53,6 +54,7 @@ fn any_element() -> impl Strategy<Value = Element> {
     prop_oneof![
         (frontend.clone(), prop::sample::select(&Treatment::ALL))
             .prop_map(|(frontend, treatment)| Element::Service(frontend, treatment)),
+        frontend.clone().prop_map(Element::HealthCheck),
         (frontend, any::<u32>()).prop_map(|(frontend, mark)| Element::Mark(frontend, mark)),
         range,
         any::<IpAddr>().prop_map(Element::ServiceAddress),
@@ -124,6 +126,10 @@ fn the_first_comment_tells_rulesets_apart() {
         },
         Ruleset {
             fully_random: false,
+            ..ruleset()
+        },
+        Ruleset {
+            source_ports: "1024-29999".parse().unwrap(),
             ..ruleset()
         },
         Ruleset {
@@ -210,10 +216,11 @@ fn the_base_is_written_once_and_keeps_the_elements() {
                 Element::Mark(frontend, 0x4b50_0001),
                 Element::SourceRange(frontend, IpNet::new(address, 24).unwrap().trunc()),
                 Element::ServiceAddress(address),
+                Element::HealthCheck(frontend),
                 Element::Hairpin(address),
             ]);
             let updates: Vec<_> = elements.iter().map(|element| Update::Add(*element)).collect();
-            assert_eq!(netfilter.update(&updates).await, vec![Ok(()); 5]);
+            assert_eq!(netfilter.update(&updates).await, vec![Ok(()); 6]);
             assert_eq!(netfilter.elements(family).await.map(sorted), Ok(elements.clone()));
 
             let changed = Ruleset {
