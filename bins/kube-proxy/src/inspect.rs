@@ -141,7 +141,7 @@ fn plan(mut planner: Planner, format: Format) -> String {
 /// What would make the kernel hold what is wanted.
 fn differences(mut planner: Planner, observed: Observed) -> Vec<Operation> {
     let applied = Applied::new(observed, &planner.config().exclude_cidrs);
-    planner.adopt_marks(&applied);
+    planner.adopt(&applied);
     planner.plan_next(usize::MAX);
     let keys: HashSet<Key> = planner.wanted().keys().chain(applied.keys()).collect();
     planner
@@ -179,7 +179,10 @@ impl State {
                 Operation::Link(link::Update::Add(address)) => {
                     state.addresses.insert(address);
                 }
-                Operation::Ipvs(_) | Operation::Netfilter(_) | Operation::Link(_) => {}
+                Operation::Ipvs(_)
+                | Operation::Netfilter(_)
+                | Operation::Link(_)
+                | Operation::SourcePorts(_) => {}
             }
         }
         for (_, destinations) in state.servers.values_mut() {

@@ -17,7 +17,7 @@ use crate::{
     applied::Applied,
     config::Config,
     drain::Draining,
-    kernel::{Event, Failure, FailureKind, Kernel},
+    kernel::{Event, Failure, FailureKind, Kernel, netfilter::foreign::ForeignDrop},
     model::Change,
     planner::{Planned, Planner},
     report::{Occasion, Report, Sync, Totals, Work},
@@ -58,6 +58,7 @@ pub struct Reconciler<K> {
     verify_at: Instant,
     batch_at: Instant,
     drain_at: Instant,
+    foreign_drops: Vec<ForeignDrop>,
 }
 
 /// What was done on one occasion, so far.
@@ -98,14 +99,15 @@ impl<K: Kernel> Reconciler<K> {
         mut kernel: K,
         reports: UnboundedSender<Report>,
     ) -> Result<Self, Failure> {
-        let observed = kernel.observe().await?;
+        let mut observed = kernel.observe().await?;
+        let foreign_drops = std::mem::take(&mut observed.foreign_drops);
         let now = Instant::now();
         let verify_at = now + config.sync_period;
         let (families, own_addresses) = (observed.families.clone(), observed.own_addresses.clone());
         let applied = Applied::new(observed, &config.exclude_cidrs);
         let mut planner = Planner::new(config, families.clone(), own_addresses);
         planner.adopt(&applied);
-        Ok(Self {
+        let mut reconciler = Self {
             planner,
             kernel,
             applied,
@@ -120,7 +122,10 @@ impl<K: Kernel> Reconciler<K> {
             verify_at,
             batch_at: now,
             drain_at: now,
-        })
+            foreign_drops: Vec::new(),
+        };
+        reconciler.note_foreign_drops(foreign_drops);
+        Ok(reconciler)
     }
 
     /// Runs until the source hangs up. The kernel's state stays as it is then.
@@ -363,7 +368,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut progress = Progress::begin(Occasion::Verification);
         self.verified_at = Instant::now();
         self.verify_at = self.verified_at + self.planner.config().sync_period;
-        let observed = match self.kernel.observe().await {
+        let mut observed = match self.kernel.observe().await {
             Ok(observed) => observed,
             Err(failure) => {
                 warn!("cannot read the kernel's state: {failure}");
@@ -371,6 +376,7 @@ impl<K: Kernel> Reconciler<K> {
                 return;
             }
         };
+        self.note_foreign_drops(std::mem::take(&mut observed.foreign_drops));
         let own_addresses = observed.own_addresses.iter().copied().collect();
         self.applied = Applied::new(observed, &self.planner.config().exclude_cidrs);
         self.draining.keep(&self.applied.quiescent().collect());
@@ -384,6 +390,21 @@ impl<K: Kernel> Reconciler<K> {
             self.take_over().await;
         }
         self.tell_sync(progress, Planned::default());
+    }
+
+    /// Says once what other programs' packet filters drop, and when they do not any more.
+    fn note_foreign_drops(&mut self, drops: Vec<ForeignDrop>) {
+        if drops == self.foreign_drops {
+            return;
+        }
+        for drop in drops.iter().filter(|drop| !self.foreign_drops.contains(drop)) {
+            warn!("{drop}; what Services need there is {}", drop.remedy());
+        }
+        for drop in self.foreign_drops.iter().filter(|drop| !drops.contains(drop)) {
+            info!("no longer: {drop}");
+        }
+        self.foreign_drops.clone_from(&drops);
+        self.tell(Report::ForeignDrops(drops));
     }
 
     /// Removes the real servers whose connections have ended, or have had their time (A2).

@@ -14,7 +14,7 @@ use std::{
 use ipvs::{Family, ServiceKey};
 
 use crate::{
-    kernel::Failure,
+    kernel::{Failure, netfilter::foreign::ForeignDrop},
     model::ObjectName,
     step::{Driver, Key},
 };
@@ -45,6 +45,8 @@ pub enum Report {
     },
     /// An object that was [`Failing`](Self::Failing) is not any more.
     Recovered(Key),
+    /// Other programs' packet filters drop this now of what Services need, and before they dropped something else.
+    ForeignDrops(Vec<ForeignDrop>),
     /// The connection tracking table was searched for UDP flows to endpoints that are gone (A5).
     Conntrack {
         /// Whose table.

@@ -20,6 +20,7 @@ mod bad_input;
 mod cluster_ip;
 mod conduct;
 mod endpoints;
+mod firewall;
 mod foreign;
 mod host_port;
 mod masquerade;

@@ -13,7 +13,7 @@ use ipvs::{Command, Destination, Family, ServiceKey};
 
 use super::{
     Event, Failure, FailureKind, Kernel, Observed, link,
-    netfilter::{self, Element},
+    netfilter::{self, Element, foreign::ForeignDrop},
 };
 use crate::{
     source_ports::SourcePorts,
@@ -29,6 +29,7 @@ pub(crate) struct State {
     pub(crate) servers: BTreeMap<ServiceKey, (ipvs::Service, BTreeMap<SocketAddr, Destination>)>,
     pub(crate) elements: BTreeSet<Element>,
     pub(crate) source_ports: SourcePorts,
+    pub(crate) foreign_drops: Vec<ForeignDrop>,
     pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) own_addresses: BTreeSet<IpAddr>,
     pub(crate) connections: HashMap<RealServer, u64>,
@@ -76,6 +77,7 @@ impl State {
             elements: self.elements.iter().copied().collect(),
             records: Vec::new(),
             source_ports: self.source_ports,
+            foreign_drops: self.foreign_drops.clone(),
         }
     }
 

@@ -190,7 +190,10 @@ impl Linux {
     async fn set_source_ports(&mut self, source_ports: SourcePorts) -> Result<(), netfilter::Error> {
         self.ruleset.source_ports = source_ports;
         // Where the table waits for something, it is made of this ruleset later.
-        let made = self.families.iter().filter(|family| !self.waiting.contains_key(family));
+        let made = self
+            .families
+            .iter()
+            .filter(|family| !self.waiting.contains_key(family));
         for family in made {
             self.netfilter.ensure_base(*family, &self.ruleset).await?;
         }
@@ -211,7 +214,18 @@ impl Linux {
         if self.link.ensure().await? {
             warn!("{} had gone, and is back", link::SERVICE_LINK);
         }
-        self.holds().await
+        let foreign_drops = match self.netfilter.see_to_foreign().await {
+            Ok(drops) => drops,
+            // Services work as well as without.
+            Err(error) => {
+                warn!("cannot see what other programs' packet filters drop: {error}");
+                Vec::new()
+            }
+        };
+        Ok(Observed {
+            foreign_drops,
+            ..self.holds().await?
+        })
     }
 
     /// Everything that concerns Services.

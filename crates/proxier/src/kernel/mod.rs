@@ -5,6 +5,7 @@ use std::{collections::HashMap, fmt, future::Future, net::IpAddr};
 use ipvs::{Destination, Family};
 
 use crate::{
+    kernel::netfilter::foreign::ForeignDrop,
     source_ports::SourcePorts,
     step::{Operation, RealServer},
     takeover::Record,
@@ -36,6 +37,8 @@ pub struct Observed {
     pub records: Vec<Record>,
     /// From which ports masqueraded flows leave.
     pub source_ports: SourcePorts,
+    /// What other programs' packet filters drop that Services need.
+    pub foreign_drops: Vec<ForeignDrop>,
 }
 
 /// Something happened in the kernel that we did not do.

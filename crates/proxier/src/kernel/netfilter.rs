@@ -33,6 +33,7 @@
 //! transaction.
 
 mod expression;
+pub mod foreign;
 mod listing;
 mod ruleset;
 #[cfg(test)]
@@ -53,8 +54,8 @@ use netlink_packet_netfilter::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use self::ruleset::Base;
 pub use self::ruleset::Ruleset;
+use self::{foreign::Foreign, ruleset::Base};
 use super::nfnetlink::Message;
 use crate::source_ports::SourcePorts;
 
@@ -357,6 +358,7 @@ impl From<TransactionError> for Error {
 pub struct Netfilter {
     socket: Socket,
     notifications: Notifications,
+    foreign: Foreign,
 }
 
 impl Netfilter {
@@ -372,6 +374,7 @@ impl Netfilter {
         Ok(Self {
             socket,
             notifications,
+            foreign: Foreign::default(),
         })
     }
 
@@ -527,19 +530,27 @@ impl Netfilter {
         }
     }
 
-    /// Waits until something in our tables, of either family, may have been changed by others (I7). Nothing is lost
-    /// when the future is dropped.
+    /// Waits until something may have been changed by others in our tables, of either family (I7), or in what
+    /// [`see_to_foreign`](Self::see_to_foreign) reads. Nothing is lost when the future is dropped.
     pub async fn changed(&mut self) {
         loop {
-            match self.notifications.next::<Message>().await {
-                Ok(told) if !told.iter().any(|message| listing::is_of_table(message, TABLE)) => {}
-                // After an error something was missed.
-                Ok(_) | Err(_) => return,
+            let told = self.notifications.next::<Message>().await;
+            // After an error something was missed.
+            let any = |concerns: &dyn Fn(&Message) -> bool| {
+                told.as_ref().map_or(true, |told| told.iter().any(concerns))
+            };
+            let foreign = any(&|message| self.foreign.is_concerned(message));
+            let ours = any(&|message| listing::is_of_table(message, TABLE));
+            if foreign {
+                self.foreign.invalidate();
+            }
+            if foreign || ours {
+                return;
             }
         }
     }
 
-    /// Deletes our tables. Families that the kernel does not have are passed over.
+    /// Deletes our tables, and our rule in those of iptables. Families that the kernel does not have are passed over.
     ///
     /// # Errors
     ///
@@ -552,6 +563,7 @@ impl Netfilter {
                 Ok(()) | Err(Error::NotSupported) => {}
                 Err(error) => outcome = outcome.and(Err(error)),
             }
+            outcome = outcome.and(self.withdraw_answers(family).await);
         }
         outcome
     }

@@ -110,6 +110,45 @@ pub(super) fn source_is_local() -> Vec<Expressions> {
     vec![load, cmp(0, Operator::Equal, &RTN_LOCAL.to_ne_bytes())]
 }
 
+/// `-m conntrack --ctstate RELATED,ESTABLISHED`, in iptables' representation: its match of that name, by way of
+/// nft_compat.
+pub(super) fn established() -> Expressions {
+    const NFTA_MATCH_NAME: u16 = 1;
+    const NFTA_MATCH_REV: u16 = 2;
+    const NFTA_MATCH_INFO: u16 = 3;
+    const XT_CONNTRACK_STATE: u16 = 1;
+    /// `XT_CONNTRACK_STATE_BIT` of `IP_CT_ESTABLISHED` and `IP_CT_RELATED`.
+    const STATES: u16 = 1 << 1 | 1 << 2;
+    // `struct xt_conntrack_mtinfo3`, aligned to eight bytes: addresses, ports and times, to which nothing is compared;
+    // `match_flags` and `invert_flags`; `state_mask`; the rest.
+    let mut info = vec![0; 146];
+    info.extend(XT_CONNTRACK_STATE.to_ne_bytes());
+    info.extend([0; 2]);
+    info.extend(STATES.to_ne_bytes());
+    info.resize(168, 0);
+    other(
+        "match",
+        [
+            (NFTA_MATCH_NAME, b"conntrack\0".to_vec()),
+            (NFTA_MATCH_REV, be32(3)),
+            (NFTA_MATCH_INFO, info),
+        ],
+    )
+}
+
+/// `counter`
+pub(super) fn counter() -> Expressions {
+    const NFTA_COUNTER_BYTES: u16 = 1;
+    const NFTA_COUNTER_PACKETS: u16 = 2;
+    other(
+        "counter",
+        [
+            (NFTA_COUNTER_BYTES, vec![0; 8]),
+            (NFTA_COUNTER_PACKETS, vec![0; 8]),
+        ],
+    )
+}
+
 /// Compares the bytes of a register.
 pub(super) fn cmp(from: u32, operator: Operator, data: &[u8]) -> Expressions {
     Expressions::Cmp(vec![

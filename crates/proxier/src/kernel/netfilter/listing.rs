@@ -10,11 +10,19 @@ use super::{
     Element, Frontend, HAIRPIN, HEALTH_CHECKS, MARKS, SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, Treatment,
     octets,
 };
-use crate::kernel::nfnetlink::{self, Message, attributes, find, string};
+use crate::kernel::nfnetlink::{Message, attributes, find, string, text};
 
 const NFNL_SUBSYS_NFTABLES: u8 = 10;
+const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_GETCHAIN: u16 = 4;
+const NFT_MSG_DELCHAIN: u16 = 5;
 const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_GETSETELEM: u16 = 13;
+
+/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, and so on: the number is the same in each kind of message.
+const NFTA_TABLE: u16 = 1;
+const NFTA_RULE_TABLE: u16 = NFTA_TABLE;
+const NFTA_RULE_CHAIN: u16 = 2;
 
 const NFT_GOTO: u32 = -4_i32 as u32;
 
@@ -23,8 +31,19 @@ pub(super) const UDATA_RULE_COMMENT: u8 = 0;
 
 /// Asks for the rules of a table.
 pub(super) fn rules(family: Family, table: &str) -> NetlinkMessage<Message> {
-    const NFTA_RULE_TABLE: u16 = 1;
     request(NFT_MSG_GETRULE, family, &[(NFTA_RULE_TABLE, table)])
+}
+
+/// Asks for the rules of a chain in a table of any family (`NFPROTO_*`).
+pub(super) fn chain_rules(family: u8, table: &str, chain: &str) -> NetlinkMessage<Message> {
+    let names = [text(NFTA_RULE_TABLE, table), text(NFTA_RULE_CHAIN, chain)];
+    Message::new(of_nftables(NFT_MSG_GETRULE), family, &names)
+}
+
+/// Asks for all chains there are.
+pub(super) fn chains() -> NetlinkMessage<Message> {
+    const NFPROTO_UNSPEC: u8 = 0;
+    Message::new(of_nftables(NFT_MSG_GETCHAIN), NFPROTO_UNSPEC, &[])
 }
 
 /// Asks for the elements of a set.
@@ -39,18 +58,54 @@ pub(super) fn set_elements(family: Family, table: &str, set: &str) -> NetlinkMes
 }
 
 fn request(message_type: u16, family: Family, names: &[(u16, &str)]) -> NetlinkMessage<Message> {
-    let attributes: Vec<_> = names
-        .iter()
-        .map(|(kind, name)| nfnetlink::text(*kind, name))
-        .collect();
-    let message_type = u16::from(NFNL_SUBSYS_NFTABLES) << 8 | message_type;
-    Message::new(message_type, family.number() as u8, &attributes)
+    let attributes: Vec<_> = names.iter().map(|(kind, name)| text(*kind, name)).collect();
+    Message::new(of_nftables(message_type), family.number() as u8, &attributes)
+}
+
+const fn of_nftables(command: u16) -> u16 {
+    (NFNL_SUBSYS_NFTABLES as u16) << 8 | command
+}
+
+/// Whether a message is about a chain.
+pub(super) fn is_of_chain(message: &Message) -> bool {
+    [NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN]
+        .map(of_nftables)
+        .contains(&message.message_type)
+}
+
+/// The table of a message about a table, a chain or a rule; and the chain, unless it is about a table.
+pub(super) fn table_and_chain(message: &Message) -> Option<(String, Option<String>)> {
+    const NFT_MSG_NEWTABLE: u16 = 0;
+    const NFT_MSG_DELTABLE: u16 = 2;
+    const NFT_MSG_NEWRULE: u16 = 6;
+    const NFT_MSG_DELRULE: u16 = 8;
+    const NFTA_CHAIN_NAME: u16 = 3;
+    let is = |commands: [u16; 2]| commands.map(of_nftables).contains(&message.message_type);
+    let value = |kind| find(&message.attributes, kind).map(string);
+    let table = value(NFTA_TABLE)?;
+    if is_of_chain(message) {
+        Some((table, value(NFTA_CHAIN_NAME)))
+    } else if is([NFT_MSG_NEWRULE, NFT_MSG_DELRULE]) {
+        Some((table, value(NFTA_RULE_CHAIN)))
+    } else if is([NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE]) {
+        Some((table, None))
+    } else {
+        None
+    }
+}
+
+/// Whether an `immediate` expression, given its attributes, is the verdict to drop the packet.
+pub(super) fn is_drop(immediate: &[u8]) -> bool {
+    const NFTA_IMMEDIATE_DATA: u16 = 2;
+    const NFTA_DATA_VERDICT: u16 = 2;
+    const NFTA_VERDICT_CODE: u16 = 1;
+    const NF_DROP: [u8; 4] = [0; 4];
+    let data = find(immediate, NFTA_IMMEDIATE_DATA).and_then(|data| find(data, NFTA_DATA_VERDICT));
+    data.and_then(|verdict| find(verdict, NFTA_VERDICT_CODE)) == Some(&NF_DROP)
 }
 
 /// Whether a notification is about a table or something in it.
 pub(super) fn is_of_table(message: &Message, table: &str) -> bool {
-    /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, and so on: the number is the same in each kind of message.
-    const NFTA_TABLE: u16 = 1;
     message.message_type >> 8 == u16::from(NFNL_SUBSYS_NFTABLES)
         && find(&message.attributes, NFTA_TABLE)
             .is_some_and(|name| name.strip_suffix(&[0]) == Some(table.as_bytes()))
@@ -58,7 +113,6 @@ pub(super) fn is_of_table(message: &Message, table: &str) -> bool {
 
 /// The chain and the comment of a rule; empty where it has none.
 pub(super) fn read_rule(message: &Message) -> (String, String) {
-    const NFTA_RULE_CHAIN: u16 = 2;
     const NFTA_RULE_USERDATA: u16 = 7;
     let chain = find(&message.attributes, NFTA_RULE_CHAIN)
         .map(string)

@@ -138,18 +138,20 @@ impl Rule {
     }
 
     fn message(&self) -> RuleMessage {
-        let mut comment = vec![UDATA_RULE_COMMENT, self.comment.len() as u8 + 1];
-        comment.extend(self.comment.as_bytes());
-        comment.push(0);
         RuleMessage {
             attributes: vec![
                 RuleAttribute::Table(TABLE.to_owned()),
                 RuleAttribute::Chain(self.chain.to_owned()),
                 RuleAttribute::Expressions(self.expressions.iter().cloned().map(Into::into).collect()),
-                RuleAttribute::UserData(comment),
+                RuleAttribute::UserData(comment(&self.comment)),
             ],
         }
     }
+}
+
+/// A comment as nft and iptables read it from a rule's `NFTA_RULE_USERDATA`; it is shorter than 128 bytes.
+pub(super) fn comment(text: &str) -> Vec<u8> {
+    [&[UDATA_RULE_COMMENT, text.len() as u8 + 1], text.as_bytes(), &[0]].concat()
 }
 
 /// In the order of the chains, which is the one that the kernel lists them in.
