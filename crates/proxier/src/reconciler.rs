@@ -499,21 +499,6 @@ impl<K: Kernel> Reconciler<K> {
         self.tell(Report::ForeignDrops(drops));
     }
 
-    /// Says once what other programs' packet filters drop, and when they do not any more.
-    fn note_foreign_drops(&mut self, drops: Vec<ForeignDrop>) {
-        if drops == self.foreign_drops {
-            return;
-        }
-        for drop in drops.iter().filter(|drop| !self.foreign_drops.contains(drop)) {
-            warn!("{drop}; what Services need there is {}", drop.remedy());
-        }
-        for drop in self.foreign_drops.iter().filter(|drop| !drops.contains(drop)) {
-            info!("no longer: {drop}");
-        }
-        self.foreign_drops.clone_from(&drops);
-        self.tell(Report::ForeignDrops(drops));
-    }
-
     /// Removes the real servers whose connections have ended, or have had their time (A2).
     async fn look_at_draining(&mut self) {
         let now = Instant::now();
