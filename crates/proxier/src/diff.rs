@@ -127,13 +127,7 @@ impl Phases {
         if let Some(frontend) = frontend {
             wants.push((frontend.virtual_server, &frontend.real_servers));
             if let Some((mark, real_servers)) = wanted.in_cluster(&server) {
-                wants.push((
-                    ipvs::Service {
-                        key: by_mark(mark),
-                        ..frontend.virtual_server
-                    },
-                    real_servers,
-                ));
+                wants.push((frontend.by_mark(by_mark(mark)), real_servers));
             }
         }
         let marks = applied.elements(&key).iter().filter_map(|element| match element {

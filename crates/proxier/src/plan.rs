@@ -65,6 +65,25 @@ pub struct Frontend {
     pub source_ranges: BTreeSet<IpNet>,
 }
 
+impl Frontend {
+    /// The virtual server for clients in the cluster, whose key is a firewall mark.
+    ///
+    /// To a persistent one the kernel sends connections at the port that the client has asked for, whatever port its
+    /// real servers have. So where a client is to stay with its endpoint, its address is hashed instead.
+    pub(crate) fn by_mark(&self, key: ServiceKey) -> ipvs::Service {
+        let mut server = ipvs::Service {
+            key,
+            ..self.virtual_server
+        };
+        if server.flags.contains(ServiceFlags::PERSISTENT) {
+            server.scheduler = Scheduler::MAGLEV_HASH;
+            server.flags = ServiceFlags::MH_FALLBACK;
+            server.timeout = 0;
+        }
+        server
+    }
+}
+
 /// The real servers of a virtual server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RealServers {
@@ -855,6 +874,27 @@ mod tests {
     fn q16_ranges_without_a_valid_one_of_the_family_admit_nobody() {
         assert_eq!(ranges(&[]), ["goto ranges-masquerade"]);
         assert_eq!(ranges(&["2001:db8::/64"]), ["goto ranges-masquerade"]);
+    }
+
+    #[test]
+    fn e1_affinity_by_mark_keeps_the_endpoints_port() {
+        let mut service = externally_local();
+        service.session_affinity = Some(600);
+        let plan = plan(&service, &[], &facts(&config()), &config());
+        let mark = ServiceKey::Fwmark {
+            family: Family::Inet,
+            mark: 0x4b50_0001,
+        };
+        let frontends = plan
+            .frontends
+            .values()
+            .filter(|frontend| frontend.in_cluster.is_some());
+        let servers: Vec<_> = frontends.map(|frontend| frontend.by_mark(mark)).collect();
+        assert!(!servers.is_empty());
+        for server in servers {
+            assert_eq!(server.scheduler, Scheduler::MAGLEV_HASH);
+            assert_eq!(server.flags, ServiceFlags::MH_FALLBACK);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a node does with an API server's objects: what its kernel holds, and who answers whom.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::panic::resume_unwind;
 use std::sync::Mutex;
 use std::thread;
@@ -23,6 +24,9 @@ const MORE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How often a question is repeated whose answers differ.
 const REPEATS: usize = 3;
+
+/// The answer to an ICMP echo request.
+pub(super) const ECHO: &str = "echo";
 
 /// What one proxier has made of a scenario's objects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,8 +137,15 @@ fn renamed(line: &str, names: &BTreeMap<String, String>) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Somebody who asks, by name.
-pub(super) type Asker<'a> = (&'a str, &'a Namespace);
+/// Somebody who asks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker<'a> {
+    pub(super) name: &'a str,
+    pub(super) namespace: &'a Namespace,
+    /// The only addresses that it sends to this node: on a pod's way to another node's node port there is no other
+    /// proxier, and on its way to a Service's address there is that of its own node.
+    pub(super) only: Option<&'a BTreeSet<IpAddr>>,
+}
 
 /// Has everybody ask everything. An answer that is not `likely` is believed if it comes twice.
 ///
@@ -147,10 +158,18 @@ pub(super) fn probe(
     likely: &(dyn Fn(&Probe, &str) -> bool + Sync),
 ) -> Result<BTreeMap<Probe, String>> {
     let picking = Mutex::new(());
-    let ask = |(client, namespace): Asker<'_>| {
-        let likely = |question: &Question, answer: &str| likely(&probe_of(question, client), answer);
-        let heard = ask_all(proxier, namespace, targets, &picking, &likely)?;
-        let named = |(question, answer)| (probe_of(question, client), answer);
+    let ask = |asker: Asker<'_>| {
+        let Asker {
+            name,
+            namespace,
+            only,
+        } = asker;
+        let likely = |question: &Question, answer: &str| likely(&probe_of(question, name), answer);
+        let targets = targets
+            .iter()
+            .filter(|(question, _)| only.is_none_or(|only| only.contains(&question.ip())));
+        let heard = ask_all(proxier, namespace, targets.collect(), &picking, &likely)?;
+        let named = |(question, answer)| (probe_of(question, name), answer);
         Ok(heard.into_iter().map(named).collect::<Vec<_>>())
     };
     let ask = &ask;
@@ -178,12 +197,11 @@ fn probe_of(question: &Question, client: &str) -> Probe {
 fn ask_all<'a>(
     proxier: Proxier,
     namespace: &Namespace,
-    targets: &'a Targets,
+    mut open: Vec<(&'a Question, &'a Candidates)>,
     picking: &Mutex<()>,
     likely: &dyn Fn(&Question, &str) -> bool,
 ) -> Result<BTreeMap<&'a Question, String>> {
     let mut answers: BTreeMap<&Question, String> = BTreeMap::new();
-    let mut open: Vec<_> = targets.iter().collect();
     for patience in [PATIENCE].into_iter().chain([MORE_PATIENCE; REPEATS]) {
         let heard = ask_enough(proxier, namespace, &open, picking, patience)?;
         let mut doubtful = Vec::new();
@@ -267,7 +285,7 @@ fn words(heard: &Heard, candidates: &Candidates) -> String {
             format!("{} {see} {seen}", pods.join(", "))
         })
         .collect();
-    words.extend(heard.echo.then(|| "echo".to_owned()));
+    words.extend(heard.echo.then(|| ECHO.to_owned()));
     words.extend(heard.failures.iter().cloned());
     words.join("; ")
 }

@@ -14,7 +14,7 @@ use super::recording::Recording;
 use super::scenario::{Families, Scenario};
 use super::sentinel::{self, Sentinel};
 use super::settle::settle;
-use super::target::{self, Targets};
+use super::target::{self, Place, Targets};
 use crate::cluster::{Cluster, eventually};
 use crate::error::{Context, Error, Result};
 use crate::kube_proxy::KubeProxy;
@@ -274,14 +274,24 @@ impl Stage {
             .flatten()
             .map(|place| place.name())
             .collect();
+        let nodes = target::node_addresses(scenario);
         let pods = self
             .pods
             .iter()
             .filter(|pod| pod.name == "visitor" || names.contains(&pod.name));
-        let mut askers: Vec<Asker<'_>> = pods.map(|pod| (pod.name.as_str(), &pod.namespace)).collect();
-        askers.push(("node", &self.cluster.node().namespace));
-        askers.push(("peer", &self.cluster.peer().namespace));
-        askers.push(("outside", self.cluster.outside()));
+        let pods = pods.map(|pod| (pod.name.as_str(), &pod.namespace));
+        let machines = [
+            ("node", &self.cluster.node().namespace),
+            ("peer", &self.cluster.peer().namespace),
+            ("outside", self.cluster.outside()),
+        ];
+        let remote = remote.map(Place::name);
+        let asker = |(name, namespace)| Asker {
+            name,
+            namespace,
+            only: (remote.as_deref() == Some(name)).then_some(&nodes),
+        };
+        let askers: Vec<_> = pods.chain(machines).map(asker).collect();
         probe(self.proxier, &askers, targets, likely)
     }
 }

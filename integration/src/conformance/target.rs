@@ -118,7 +118,7 @@ pub(super) fn of_steps(scenario: &Scenario) -> Vec<Targets> {
 }
 
 /// The addresses that the node has at any time.
-fn node_addresses(scenario: &Scenario) -> BTreeSet<IpAddr> {
+pub(super) fn node_addresses(scenario: &Scenario) -> BTreeSet<IpAddr> {
     let commands = scenario.steps.iter().flat_map(|step| &step.node);
     let words = commands.flat_map(|command| command.split_whitespace());
     let added = words.filter_map(|word| word.split_once('/')?.0.parse().ok());

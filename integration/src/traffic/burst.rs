@@ -38,6 +38,17 @@ pub enum Question {
     Echo(IpAddr),
 }
 
+impl Question {
+    /// The address that is asked.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        match self {
+            Self::Server(_, address) => address.ip(),
+            Self::Echo(ip) => *ip,
+        }
+    }
+}
+
 impl fmt::Display for Question {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
