@@ -8,6 +8,7 @@ use std::{
     process::ExitCode,
 };
 
+use proxier::kernel::linux::Linux;
 use tracing::{error, info, warn};
 
 mod address;
@@ -19,6 +20,7 @@ mod flags;
 mod inspect;
 mod logging;
 mod objects;
+mod oom;
 mod relay;
 mod run;
 mod settings;
@@ -83,6 +85,13 @@ fn start(flags: &Flags) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    if settings.cleanup {
+        return Ok(runtime.block_on(proxier::cleanup::cleanup(&settings.config.exclude_cidrs))?);
+    }
+    if settings.init_only {
+        return Ok(runtime.block_on(Linux::initialize(&settings.config))?);
+    }
+    oom::adjust(settings.oom_score_adj);
     let result = runtime.block_on(async {
         tokio::select! {
             ended = run::run(settings) => Ok(ended?),

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use ipvs::Scheduler;
 use proxier::{
     Config,
-    config::{LocalDetector, NodePortAddresses, Timeouts},
+    config::{Conntrack, LocalDetector, NodePortAddresses, Timeouts},
 };
 
 use crate::{
@@ -47,7 +47,6 @@ pub(crate) struct Settings {
     pub(crate) bind_address_hard_fail: bool,
     /// Serve what profiles the program (`enableProfiling`).
     pub(crate) profiling: bool,
-    pub(crate) conntrack: Conntrack,
     /// The kernel's `oom_score_adj` of the process, -1000 to 1000.
     pub(crate) oom_score_adj: i32,
     /// Remove what is programmed, and exit.
@@ -97,21 +96,6 @@ pub(crate) struct Client {
     pub(crate) content_type: String,
 }
 
-/// The kernel's connection tracking (`conntrack`). What is `None` stays as the kernel has it.
-#[allow(dead_code, reason = "the task that writes it is being added")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Conntrack {
-    /// Entries for each processor. Without it `min` means nothing.
-    pub(crate) max_per_core: Option<u32>,
-    /// Least number of entries.
-    pub(crate) min: u32,
-    pub(crate) tcp_established: Option<Duration>,
-    pub(crate) tcp_close_wait: Option<Duration>,
-    pub(crate) be_liberal: bool,
-    pub(crate) udp: Option<Duration>,
-    pub(crate) udp_stream: Option<Duration>,
-}
-
 /// All that is wrong with the configuration.
 #[derive(Debug)]
 pub(crate) struct Invalid(Vec<String>);
@@ -152,6 +136,7 @@ impl Settings {
                     tcp_fin: whole_seconds(c.ipvs.tcp_fin_timeout),
                     udp: whole_seconds(c.ipvs.udp_timeout),
                 },
+                conntrack: conntrack(&c.conntrack, &mut errors),
                 sync_period: sync_period(c, &mut errors),
                 min_sync_period: c.ipvs.min_sync_period.0,
                 ..Config::new(node_name(c, hostname, &mut errors))
@@ -173,7 +158,6 @@ impl Settings {
             metrics_bind_address: errors.listener("metricsBindAddress", &c.metrics_bind_address),
             bind_address_hard_fail: c.bind_address_hard_fail,
             profiling: c.enable_profiling,
-            conntrack: conntrack(&c.conntrack, &mut errors),
             oom_score_adj: oom_score_adj(c, &mut errors),
             cleanup: flags.switch("cleanup"),
             init_only: flags.switch("init-only"),
@@ -604,12 +588,12 @@ mod tests {
             defaults.metrics_bind_address,
             Some("127.0.0.1:10249".parse().unwrap())
         );
-        assert_eq!(defaults.conntrack.max_per_core, Some(32768));
+        assert_eq!(defaults.config.conntrack.max_per_core, Some(32768));
         assert_eq!(
-            defaults.conntrack.tcp_established,
+            defaults.config.conntrack.tcp_established,
             Some(Duration::from_secs(24 * 3600))
         );
-        assert_eq!(defaults.conntrack.udp, None);
+        assert_eq!(defaults.config.conntrack.udp, None);
         let settings = settings(&[
             "--healthz-bind-address=",
             "--metrics-bind-address=0",
@@ -642,7 +626,7 @@ mod tests {
         );
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         assert_eq!(
-            settings.conntrack,
+            settings.config.conntrack,
             Conntrack {
                 max_per_core: None,
                 min: 1,

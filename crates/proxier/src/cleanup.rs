@@ -1,7 +1,7 @@
 //! The removal of all that this proxier, or upstream's in any mode, has programmed (F4). What others have made stays, and
 //! so do sysctls and timeouts, whose values of before nobody knows.
 
-use std::{net::IpAddr, path::Path};
+use std::{fmt, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
 use ipvs::{Command, Family, Handle};
@@ -34,14 +34,27 @@ pub enum Error {
     Upstream(#[from] takeover::Error),
 }
 
+/// All that went wrong.
+#[derive(Debug)]
+pub struct Incomplete(pub Vec<Error>);
+
+impl fmt::Display for Incomplete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errors: Vec<_> = self.0.iter().map(Error::to_string).collect();
+        write!(f, "not everything could be removed: {}", errors.join("; "))
+    }
+}
+
+impl std::error::Error for Incomplete {}
+
 /// Removes everything, as far as it is there. Virtual servers and addresses in the `excluded` CIDRs stay.
 ///
 /// It needs no source of Services, loads no module that is not loaded, and does nothing the second time.
 ///
 /// # Errors
 ///
-/// All that went wrong. What does not depend on it is removed nevertheless.
-pub async fn cleanup(excluded: &[IpNet]) -> Result<(), Vec<Error>> {
+/// What does not depend on what went wrong is removed nevertheless.
+pub async fn cleanup(excluded: &[IpNet]) -> Result<(), Incomplete> {
     let mut errors = Vec::new();
     match Kernel::connect() {
         Ok(mut kernel) => kernel.cleanup(excluded, &mut errors).await,
@@ -49,7 +62,7 @@ pub async fn cleanup(excluded: &[IpNet]) -> Result<(), Vec<Error>> {
     }
     match errors.is_empty() {
         true => Ok(()),
-        false => Err(errors),
+        false => Err(Incomplete(errors)),
     }
 }
 

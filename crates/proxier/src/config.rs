@@ -31,6 +31,8 @@ pub struct Config {
     pub strict_arp: bool,
     /// IPVS connection timeouts; zero leaves the kernel's (`--ipvs-tcp-timeout` and its siblings).
     pub timeouts: Timeouts,
+    /// The kernel's connection tracking (`--conntrack-max-per-core` and its siblings).
+    pub conntrack: Conntrack,
     /// How often IPVS, which sends no notifications, is read back and mended (`--ipvs-sync-period`).
     pub sync_period: Duration,
     /// The least time between two batches (`--ipvs-min-sync-period`). Changes that arrive meanwhile share
@@ -54,6 +56,7 @@ impl Config {
             masquerade_bit: 14,
             strict_arp: false,
             timeouts: Timeouts::default(),
+            conntrack: Conntrack::default(),
             sync_period: Duration::from_secs(30),
             min_sync_period: Duration::ZERO,
             drain_timeout: Duration::from_secs(15 * 60),
@@ -94,4 +97,23 @@ pub struct Timeouts {
     pub tcp_fin: Duration,
     /// A UDP flow without traffic (kernel default: 300 s).
     pub udp: Duration,
+}
+
+/// Settings of the kernel's connection tracking. What is `None` stays as the kernel has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Conntrack {
+    /// Entries for each processor. Without it `min` means nothing.
+    pub max_per_core: Option<u32>,
+    /// Least number of entries.
+    pub min: u32,
+    /// How long an established TCP connection without traffic is tracked.
+    pub tcp_established: Option<Duration>,
+    /// How long one that the client has ended and the server has not.
+    pub tcp_close_wait: Option<Duration>,
+    /// Keep TCP packets out of the window.
+    pub be_liberal: bool,
+    /// How long a UDP flow with packets one way is tracked.
+    pub udp: Option<Duration>,
+    /// How long one with packets both ways.
+    pub udp_stream: Option<Duration>,
 }

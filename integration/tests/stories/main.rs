@@ -28,6 +28,7 @@ mod node_port;
 mod policies;
 mod repair;
 mod restart;
+mod takeover;
 
 const TCP_8080: &[(Protocol, u16)] = &[(Protocol::Tcp, 8080)];
 

@@ -82,20 +82,12 @@ impl Linux {
     ///
     /// The first thing that is missing. As a rule nothing has been changed then.
     pub async fn prepare(config: &Config) -> Result<Self, Error> {
-        let mut ipvs = Handle::connect().await?;
         let mut netfilter = Netfilter::connect()?;
-        let mut link = Link::connect()?;
-        probe_scheduler(&mut ipvs, &config.scheduler).await?;
-        let families = families();
+        let (mut ipvs, link, families) = initialize(config).await?;
         if families.len() == 1 {
             info!("this kernel has no IPv6, or has it switched off: IPv4 only");
         }
-        let ipv6 = families.contains(&Family::Inet6);
-        let sysctls = sysctl::plan(KernelVersion::current(), config.strict_arp, ipv6);
-        for change in sysctl::ensure(&sysctls)? {
-            info!("sysctl {change}");
-        }
-        set_timeouts(&mut ipvs, config.timeouts).await?;
+        warn_of_keepalive(ipvs.timeouts().await?.tcp);
         let mut upstream = Upstream::connect()?;
         let mut waiting = HashMap::new();
         let mut ruleset = ruleset(config);
@@ -123,7 +115,6 @@ impl Linux {
         if supported.is_empty() {
             return Err(Error::NoFamily);
         }
-        link.ensure().await?;
         Ok(Self {
             ipvs,
             netfilter,
@@ -134,6 +125,16 @@ impl Linux {
             upstream: Some(upstream),
             waiting,
         })
+    }
+
+    /// Does that part of [`prepare`](Self::prepare) for which programming may lack the privilege (F5): modules, sysctls,
+    /// timeouts, kube-ipvs0.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is missing.
+    pub async fn initialize(config: &Config) -> Result<(), Error> {
+        initialize(config).await.map(drop)
     }
 
     /// Reads what the kernel holds, and compares what all Services share with what [`prepare`](Self::prepare)
@@ -321,6 +322,34 @@ async fn source_ports(
         }
     }
     Ok(SourcePorts::default())
+}
+
+async fn initialize(config: &Config) -> Result<(Handle, Link, Vec<Family>), Error> {
+    // This loads ip_vs, and with it nf_conntrack, whose sysctls follow (Q48).
+    let mut ipvs = Handle::connect().await?;
+    let mut link = Link::connect()?;
+    probe_scheduler(&mut ipvs, &config.scheduler).await?;
+    let families = families();
+    let ipv6 = families.contains(&Family::Inet6);
+    let sysctls = sysctl::plan(KernelVersion::current(), config.strict_arp, ipv6);
+    let conntrack = sysctl::conntrack(&config.conntrack, sysctl::cpus());
+    for change in sysctl::ensure(&[sysctls, conntrack.clone()].concat())? {
+        info!("sysctl {change}");
+    }
+    sysctl::ensure_conntrack_buckets(&conntrack);
+    set_timeouts(&mut ipvs, config.timeouts).await?;
+    link.ensure().await?;
+    Ok((ipvs, link, families))
+}
+
+/// A connection that IPVS forgets before its ends look whether it is still there hangs (A7).
+fn warn_of_keepalive(timeout: u32) {
+    if let Some(keepalive) = sysctl::value("net.ipv4.tcp_keepalive_time").filter(|time| *time > timeout) {
+        warn!(
+            "IPVS forgets TCP connections that are idle for {timeout} s, and this node's first keepalive comes after \
+             {keepalive} s: set --ipvs-tcp-timeout, or net.ipv4.tcp_keepalive_time where the clients are"
+        );
+    }
 }
 
 /// IPv4, and IPv6 unless the kernel lacks it or has it switched off (E5).

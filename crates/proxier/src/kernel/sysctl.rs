@@ -4,9 +4,16 @@
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use crate::config::Conntrack;
+
 const ROOT: &str = "/proc/sys";
+
+const CONNTRACK_MAX: &str = "net.netfilter.nf_conntrack_max";
+/// More entries than these are not made out of the number of processors.
+const CONNTRACK_CAP: u32 = 1 << 20;
 
 /// A kernel setting and the value that it is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +133,82 @@ pub fn plan(kernel: Option<KernelVersion>, strict_arp: bool, ipv6: bool) -> Vec<
     sysctls
 }
 
+/// The settings of connection tracking as an operator has decided, on a node with so many processors. Nothing depends on
+/// them as long as the table is not full, and those of the limits cannot be written in a container's network namespace.
+pub fn conntrack(config: &Conntrack, cpus: u32) -> Vec<Sysctl> {
+    let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+    let max = config.max_per_core.map(|each| match each.saturating_mul(cpus) {
+        product if product > CONNTRACK_CAP => CONNTRACK_CAP,
+        product => product.max(config.min),
+    });
+    let wanted = [
+        (CONNTRACK_MAX, max),
+        (
+            "net.netfilter.nf_conntrack_tcp_timeout_established",
+            config.tcp_established.map(seconds),
+        ),
+        (
+            "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
+            config.tcp_close_wait.map(seconds),
+        ),
+        (
+            "net.netfilter.nf_conntrack_tcp_be_liberal",
+            config.be_liberal.then_some(1),
+        ),
+        ("net.netfilter.nf_conntrack_udp_timeout", config.udp.map(seconds)),
+        (
+            "net.netfilter.nf_conntrack_udp_timeout_stream",
+            config.udp_stream.map(seconds),
+        ),
+    ];
+    let sysctl = |(name, value): (_, Option<u32>)| {
+        Some(Sysctl {
+            name,
+            value: value?,
+            required: false,
+        })
+    };
+    wanted.into_iter().filter_map(sysctl).collect()
+}
+
+/// Enlarges the hash table of connection tracking to a fourth of the entries that it is to hold, if it has fewer buckets.
+pub fn ensure_conntrack_buckets(sysctls: &[Sysctl]) {
+    const FILE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
+    let Some(max) = sysctls.iter().find(|sysctl| sysctl.name == CONNTRACK_MAX) else {
+        return;
+    };
+    let buckets = max.value / 4;
+    let has = fs::read_to_string(FILE)
+        .ok()
+        .and_then(|text| text.trim().parse::<u32>().ok());
+    if has.is_some_and(|has| has < buckets)
+        && let Err(error) = fs::write(FILE, buckets.to_string())
+    {
+        tracing::info!("connection tracking keeps its {has:?} buckets instead of {buckets}: {FILE}: {error}");
+    }
+}
+
+/// The number of processors that are online, whatever share of them a container may use.
+pub fn cpus() -> u32 {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    count_cpus(&online).unwrap_or(1)
+}
+
+/// Reads a list such as `0-3,8`.
+fn count_cpus(list: &str) -> Option<u32> {
+    list.trim().split(',').try_fold(0_u32, |count, range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        count.checked_add(last.checked_sub(first)?.checked_add(1)?)
+    })
+}
+
+/// The value of a setting that is a number, if the kernel has it.
+pub fn value(name: &str) -> Option<u32> {
+    let text = fs::read_to_string(path(Path::new(ROOT), name)).ok()?;
+    text.trim().parse().ok()
+}
+
 /// Makes settings what they are to be; returns those that had to be changed.
 ///
 /// # Errors
@@ -241,6 +324,50 @@ mod tests {
                 "net.ipv4.conf.all.arp_announce"
             ]
         );
+    }
+
+    #[test]
+    fn connection_tracking_grows_with_the_processors() {
+        let max = |max_per_core, min, cpus| {
+            let config = Conntrack {
+                max_per_core,
+                min,
+                ..Conntrack::default()
+            };
+            conntrack(&config, cpus).first().map(|sysctl| sysctl.value)
+        };
+        assert_eq!(max(Some(32768), 131_072, 2), Some(131_072));
+        assert_eq!(max(Some(32768), 131_072, 8), Some(262_144));
+        assert_eq!(max(Some(32768), 131_072, 500), Some(1 << 20));
+        assert_eq!(max(None, 131_072, 8), None);
+    }
+
+    #[test]
+    fn timeouts_of_connection_tracking_are_whole_seconds_and_none_stays() {
+        let config = Conntrack {
+            tcp_established: Some(Duration::from_millis(86_400_900)),
+            be_liberal: true,
+            ..Conntrack::default()
+        };
+        let sysctls = conntrack(&config, 1);
+        let wanted: Vec<_> = sysctls.iter().map(|sysctl| (sysctl.name, sysctl.value)).collect();
+        assert_eq!(
+            wanted,
+            [
+                ("net.netfilter.nf_conntrack_tcp_timeout_established", 86400),
+                ("net.netfilter.nf_conntrack_tcp_be_liberal", 1)
+            ]
+        );
+    }
+
+    #[test]
+    fn processors_are_counted() {
+        assert_eq!(count_cpus("0-3,8\n"), Some(5));
+        assert_eq!(count_cpus("0"), Some(1));
+        for text in ["", "3-1", "a", "0-4294967295"] {
+            assert_eq!(count_cpus(text), None, "{text:?}");
+        }
+        assert!(cpus() > 0);
     }
 
     #[test]
