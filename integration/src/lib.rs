@@ -23,6 +23,7 @@
 //! uplink     the way from there to the host's API server
 //! cluster    all of these with a directory of manifests: what a test starts from
 //! conformance  scenarios that ours and upstream's kube-proxy are taken through, and what became of them
+//! takeover   one proxier in the place of another, under load
 //! manifest   short ways to write objects
 //! bench      what a proxier costs
 //! ```
@@ -54,6 +55,7 @@ pub mod packages;
 pub mod process;
 pub mod proxiers;
 pub mod qemu;
+pub mod takeover;
 pub mod topology;
 pub mod traffic;
 pub mod uplink;

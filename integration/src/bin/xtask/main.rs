@@ -5,6 +5,7 @@ mod conformance;
 mod demo;
 mod lines;
 mod package;
+mod takeover;
 mod test;
 mod vm;
 
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
             conformance::command(),
             demo::command(),
             package::command(),
+            takeover::command(),
             test::command(),
             vm::command(),
         ]);
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Some(("conformance", arguments)) => conformance::run(arguments),
         Some(("demo", arguments)) => demo::run(arguments),
         Some(("package", arguments)) => package::run(arguments),
+        Some(("takeover", arguments)) => takeover::run(arguments),
         Some(("test", arguments)) => test::run(arguments),
         Some(("vm", arguments)) => vm::run(arguments),
         // clap lets nothing else through.
