@@ -40,8 +40,9 @@ pub(crate) fn run(_: &ArgMatches) -> Result<u8> {
         );
     let mut outcomes: Vec<Outcome> = Vec::new();
     let mut lines = Lines::new(|line| {
-        let outcome = serde_json::from_str(line);
-        outcomes.push(outcome.map_err(|error| Error::Unavailable(format!("{line}: {error}")))?);
+        let outcome =
+            serde_json::from_str(line).map_err(|error| Error::Unavailable(format!("{line}: {error}")))?;
+        outcomes.push(outcome);
         Ok(())
     });
     let status = uplink::run(&mut server, guest, &["takeover".to_owned()], &mut lines)?;
