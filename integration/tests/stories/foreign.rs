@@ -33,3 +33,37 @@ fn i4_d9_foreign_state_stays() -> Result<()> {
     assert!(status.success(), "{status}: {log}");
     cluster.expect_servers(theirs)
 }
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn i4_d9_excluded_addresses_stay_with_their_virtual_servers() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    // Of both an address is on kube-ipvs0, as if they were left over.
+    cluster.node().namespace.shell(
+        "set -e
+         ip link add kube-ipvs0 type dummy
+         for last in 1 2; do
+             ip address add 10.97.$last.1/32 dev kube-ipvs0
+             ipvsadm -A -t 10.97.$last.1:80 -s wlc
+             ipvsadm -a -t 10.97.$last.1:80 -r 10.244.9.9:80 -m -w 7
+         done",
+    )?;
+    cluster.start(&[
+        "--ipvs-exclude-cidrs=10.97.1.0/24,10.96.0.10/32",
+        "--ipvs-sync-period=1s",
+    ])?;
+    let theirs = "-A -t 10.97.1.1:80 -s wlc
+        -a -t 10.97.1.1:80 -r 10.244.9.9:80 -m -w 7\n";
+    // What a Service wants is programmed, excluded or not.
+    let expected = theirs.to_owned() + WEB_SERVERS;
+    cluster.expect_servers(&expected)?;
+    cluster.expect_addresses(&["10.96.0.10/32", "10.97.1.1/32"])?;
+    // Some verifications, a restart and the Service's end later, too.
+    cluster.node().namespace.shell("sleep 3")?;
+    cluster.expect_servers(&expected)?;
+    cluster.take_kube_proxy()?.kill()?;
+    cluster.start(&["--ipvs-exclude-cidrs=10.97.1.0/24,10.96.0.10/32"])?;
+    cluster.delete("web")?;
+    cluster.expect_servers(theirs)?;
+    cluster.expect_addresses(&["10.97.1.1/32"])
+}

@@ -25,6 +25,7 @@ mod foreign;
 mod host_port;
 mod http;
 mod masquerade;
+mod network;
 mod node;
 mod node_port;
 mod policies;
