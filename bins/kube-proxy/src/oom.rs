@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use tracing::info;
+use tracing::debug;
 
 const FILE: &str = "/proc/self/oom_score_adj";
 
@@ -13,6 +13,6 @@ pub(crate) fn adjust(wanted: i32) {
         return;
     }
     if let Err(error) = fs::write(FILE, wanted.to_string()) {
-        info!("oom_score_adj is not {wanted}: {error}");
+        debug!("oom_score_adj is not {wanted}: {error}");
     }
 }

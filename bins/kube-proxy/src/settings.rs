@@ -504,12 +504,26 @@ mod tests {
         Settings::new(configuration, &flags, "Host").map_err(|invalid| invalid.to_string())
     }
 
+    /// The library's defaults, and limits of connection tracking, which the library leaves to the kernel.
+    fn upstream_defaults(node: &str) -> Config {
+        Config {
+            conntrack: proxier::config::Conntrack {
+                max_per_core: Some(32768),
+                min: 131_072,
+                tcp_established: Some(Duration::from_secs(24 * 60 * 60)),
+                tcp_close_wait: Some(Duration::from_secs(60 * 60)),
+                ..Default::default()
+            },
+            ..Config::new(node)
+        }
+    }
+
     #[test]
-    fn without_flags_the_library_s_defaults_hold() {
+    fn without_flags_upstream_s_defaults_hold() {
         let settings = settings(&[]).unwrap();
         assert_eq!(
             format!("{:?}", settings.config),
-            format!("{:?}", Config::new("host"))
+            format!("{:?}", upstream_defaults("host"))
         );
         assert_eq!(settings.source, Source::Api);
         assert_eq!((settings.client.kubeconfig, settings.client.master), (None, None));
@@ -565,7 +579,7 @@ mod tests {
             min_sync_period: Duration::from_secs(2),
             drain_timeout: Duration::from_secs(6),
             external_cidrs: cidrs(&["203.0.113.0/24"]),
-            ..Config::new("node-1")
+            ..upstream_defaults("node-1")
         };
         assert_eq!(format!("{:?}", settings.config), format!("{expected:?}"));
         assert_eq!(settings.source, Source::Manifests("/etc/manifests".into()));

@@ -59,10 +59,11 @@ impl Applied {
             let key = service.key;
             let ours = match key {
                 ServiceKey::Address { address, .. } => {
-                    !applied.is_excluded(&address)
-                        && (applied.addresses.contains(&address)
-                            || applied.elements.contains_key(&Key::Server(key))
-                            || records.iter().any(|record| record.names(&key, &own_addresses)))
+                    // Our own element says more than the operator: a Service has wanted it.
+                    applied.elements.contains_key(&Key::Server(key))
+                        || (!applied.is_excluded(&address)
+                            && (applied.addresses.contains(&address)
+                                || records.iter().any(|record| record.names(&key, &own_addresses))))
                 }
                 ServiceKey::Fwmark { family, mark } => marks.contains(&(family, mark)),
             };

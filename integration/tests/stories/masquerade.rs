@@ -169,14 +169,3 @@ fn c2_masqueraded_connections_leave_from_no_node_port() -> Result<()> {
     assert_eq!(table(&cluster)?, before);
     Ok(())
 }
-
-#[test]
-#[ignore = "needs root and ip_vs: cargo xtask test"]
-fn nft_takes_what_it_lists_of_our_tables() -> Result<()> {
-    let (mut cluster, _pods) = web()?;
-    cluster.start(&[])?;
-    // As somebody does who keeps a node's rules in a file.
-    let node = &cluster.node().namespace;
-    node.shell("nft list ruleset | unshare --net nft --check --file -")
-        .map(drop)
-}

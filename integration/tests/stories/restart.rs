@@ -51,7 +51,9 @@ fn i6_a_restart_with_unchanged_objects_writes_nothing() -> Result<()> {
     cluster.start(&[])?;
     let visitor = cluster.node().pod("visitor", 20, &[])?;
     let (held, name) = hold(visitor.client(), Tcp, "10.96.0.10:80")?;
-    // A virtual server that was made anew would have forgotten its connection; the kernel sums up every two seconds.
+    // A virtual server that was made anew would have forgotten its connection. The kernel sums up every two seconds:
+    // before, what it counts may still change by itself.
+    cluster.node().namespace.shell("sleep 5")?;
     eventually(|| {
         let state = cluster.node().namespace.shell(STATE)?;
         let counted = state

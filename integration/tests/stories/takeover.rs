@@ -301,8 +301,11 @@ fn f4_a_cleanup_needs_no_ip_vs() -> Result<()> {
     let cluster = Cluster::new()?;
     let node = &cluster.node().namespace;
     node.shell(
-        "for module in $(grep -o '^ip_vs_[a-z]*' /proc/modules) ip_vs; do
-             ! grep -q \"^$module \" /proc/modules || rmmod $module; done
+        "# A namespace that has gone lets go of the module in its own time.
+         for attempt in $(seq 60); do
+             grep -q '^ip_vs' /proc/modules || break
+             rmmod $(grep -o '^ip_vs_[a-z]*' /proc/modules) ip_vs 2>/dev/null || sleep 0.5
+         done
          ip link add kube-ipvs0 type dummy; ip address add 10.96.0.10/32 dev kube-ipvs0",
     )?;
     let loaded = "grep -q '^ip_vs ' /proc/modules && echo loaded || echo not loaded";
