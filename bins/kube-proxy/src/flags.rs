@@ -116,8 +116,6 @@ const GROUPS: &[Group] = &[
         field("kubeconfig", Kind::Text, "clientConnection.kubeconfig",
             "File that says how to reach the API server; else the Pod's own account"),
         run("master", Kind::Text, "URL of the API server, instead of the kubeconfig's"),
-        field("kube-api-qps", Kind::Float, "clientConnection.qps", "Requests a second to the API server"),
-        field("kube-api-burst", Kind::Number, "clientConnection.burst", "Requests to the API server at once"),
     ]},
     Group { heading: "Node", flags: &[
         flag("hostname-override", Kind::Text, Target::Override("hostnameOverride"),
@@ -212,6 +210,8 @@ const GROUPS: &[Group] = &[
     Group { heading: WITHOUT_EFFECT, flags: &[
         field("config-sync-period", Kind::Duration, "configSyncPeriod", "A watch that resumes needs no refresh"),
         field("kube-api-content-type", Kind::Text, "clientConnection.contentType", "Objects are read as JSON"),
+        field("kube-api-qps", Kind::Float, "clientConnection.qps", "A few watches need no limit"),
+        field("kube-api-burst", Kind::Number, "clientConnection.burst", "A few watches need no limit"),
         field("iptables-localhost-nodeports", Kind::Switch, "iptables.localhostNodePorts", "Of mode iptables"),
         field("iptables-min-sync-period", Kind::Duration, "iptables.minSyncPeriod", "Of mode iptables"),
         field("iptables-sync-period", Kind::Duration, "iptables.syncPeriod", "Of mode iptables"),
@@ -814,6 +814,40 @@ pub(crate) mod tests {
             assert_eq!(line.is_some(), !flag.hidden, "{}: {usage}", flag.name);
         }
         assert!(usage.contains("(default 24h0m0s)"), "{usage}");
+    }
+
+    /// The document says of each flag and of each field what becomes of it.
+    #[test]
+    fn the_document_has_every_flag_and_every_field() {
+        let document = include_str!("../../../docs/compatibility.md");
+        for flag in upstream_s_flags() {
+            let dashes = if flag.name.len() == 1 { "-" } else { "--" };
+            assert!(
+                document.contains(&format!("`{dashes}{}`", flag.name)),
+                "{}",
+                flag.name
+            );
+        }
+        let mut paths = Vec::new();
+        leaves(&Configuration::default().to_value(), "", &mut paths);
+        for path in paths {
+            assert!(document.contains(&format!("| `{path}` |")), "{path}");
+        }
+    }
+
+    fn upstream_s_flags() -> impl Iterator<Item = &'static Flag> {
+        let groups = GROUPS.iter().filter(|group| group.heading != OWN);
+        groups.flat_map(|group| group.flags)
+    }
+
+    fn leaves(value: &Value, path: &str, found: &mut Vec<String>) {
+        let Value::Object(fields) = value else {
+            return found.push(path.to_owned());
+        };
+        for (name, value) in fields {
+            let separator = if path.is_empty() { "" } else { "." };
+            leaves(value, &format!("{path}{separator}{name}"), found);
+        }
     }
 
     #[test]

@@ -80,17 +80,11 @@ impl fmt::Display for Source {
 }
 
 /// How the API server is spoken to (`clientConnection`, `--master`).
-#[allow(dead_code, reason = "the limits are being added")]
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Client {
     pub(crate) kubeconfig: Option<PathBuf>,
     /// URL that takes the place of the kubeconfig's.
     pub(crate) master: Option<String>,
-    /// Requests a second; negative for any number.
-    pub(crate) qps: f32,
-    pub(crate) burst: u32,
-    pub(crate) accept_content_types: String,
-    pub(crate) content_type: String,
 }
 
 /// All that is wrong with the configuration.
@@ -145,10 +139,6 @@ impl Settings {
                     .filter(|path| !path.is_empty())
                     .map(PathBuf::from),
                 master: Some(flags.text("master")).filter(|url| !url.is_empty()),
-                qps: c.client_connection.qps,
-                burst: errors.natural("clientConnection.burst", c.client_connection.burst),
-                accept_content_types: c.client_connection.accept_content_types.clone(),
-                content_type: c.client_connection.content_type.clone(),
             },
             bind_address: bind_address(c, &mut errors),
             healthz_bind_address: errors.listener("healthzBindAddress", &c.healthz_bind_address),
@@ -266,6 +256,7 @@ fn without_effect(c: &Configuration, errors: &mut Errors) {
     if c.config_sync_period.0.is_zero() {
         errors.add("configSyncPeriod", "must be greater than 0");
     }
+    errors.natural("clientConnection.burst", c.client_connection.burst);
     errors.one_of(
         "showHiddenMetricsForVersion",
         &c.show_hidden_metrics_for_version,
@@ -623,9 +614,6 @@ mod tests {
             "--oom-score-adj=0",
             "--kubeconfig=/k",
             "--master=http://192.0.2.1",
-            "--kube-api-qps=-1",
-            "--kube-api-burst=2",
-            "--kube-api-content-type=application/json",
             "--cleanup",
             "--init-only",
             "--feature-gates=AllowServiceExternalIPs=false",
@@ -657,10 +645,6 @@ mod tests {
             Client {
                 kubeconfig: Some("/k".into()),
                 master: Some("http://192.0.2.1".to_owned()),
-                qps: -1.0,
-                burst: 2,
-                accept_content_types: String::new(),
-                content_type: "application/json".to_owned(),
             }
         );
         assert!(!settings.feature_gates.external_ips());
@@ -797,6 +781,10 @@ mod tests {
             (
                 &["--oom-score-adj=-1001"],
                 "oomScoreAdj (--oom-score-adj): must be within the range [-1000, 1000]",
+            ),
+            (
+                &["--kube-api-burst=-1"],
+                "clientConnection.burst (--kube-api-burst): -1 is negative",
             ),
             (
                 &["--conntrack-min=-1"],

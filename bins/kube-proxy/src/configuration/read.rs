@@ -40,7 +40,8 @@ pub(crate) struct File {
 }
 
 /// Fields that change nothing here, besides those that a flag tells so of.
-const WITHOUT_EFFECT: [&str; 11] = [
+const WITHOUT_EFFECT: [&str; 12] = [
+    "clientConnection.acceptContentTypes",
     "nftables.masqueradeAll",
     "nftables.masqueradeBit",
     "nftables.minSyncPeriod",
