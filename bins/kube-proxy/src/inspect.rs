@@ -7,9 +7,7 @@ use std::{
     net::IpAddr,
 };
 
-use ipvs::{
-    Command, Destination, DestinationEntry, Family, ServiceEntry, ServiceKey, Stats, VirtualService, text,
-};
+use ipvs::{Destination, DestinationEntry, Family, ServiceEntry, ServiceKey, Stats, VirtualService, text};
 use proxier::{
     Applied, Config, Planner,
     kernel::{
@@ -126,12 +124,12 @@ fn planner(
 fn plan(mut planner: Planner, format: Format) -> String {
     let keys = planner.plan_next(usize::MAX);
     let steps = planner.steps_from(&Applied::default(), keys.keys, &HashSet::new());
-    let state = State::after(steps.into_iter().map(|step| step.operation));
+    let mut state = Applied::default();
+    steps.iter().for_each(|step| state.record(&step.operation));
     match format {
-        Format::Ipvsadm => text::save(&state.table()),
-        Format::Json => format!("{:#}\n", state.json()),
-        Format::Nft => state
-            .elements
+        Format::Ipvsadm => text::save(&table(&state)),
+        Format::Json => format!("{:#}\n", json(&state)),
+        Format::Nft => elements(&state)
             .iter()
             .map(|element| format!("add element {element}\n"))
             .collect(),
@@ -151,91 +149,60 @@ fn differences(mut planner: Planner, observed: Observed) -> Vec<Operation> {
         .collect()
 }
 
-/// What a kernel with nothing of ours would hold afterwards.
-#[derive(Default)]
-struct State {
-    servers: BTreeMap<ServiceKey, (ipvs::Service, Vec<Destination>)>,
-    addresses: BTreeSet<IpAddr>,
-    elements: BTreeSet<netfilter::Element>,
+/// Virtual servers, none of which has been used.
+fn table(state: &Applied) -> Vec<VirtualService> {
+    let entry = |destination: &Destination| DestinationEntry {
+        destination: *destination,
+        active_connections: 0,
+        inactive_connections: 0,
+        persistent_connections: 0,
+        stats: Stats::default(),
+    };
+    let servers = state.servers().map(|(service, destinations)| VirtualService {
+        entry: ServiceEntry {
+            service: *service,
+            stats: Stats::default(),
+        },
+        destinations: destinations.map(entry).collect(),
+    });
+    servers.collect()
 }
 
-impl State {
-    /// After the operations of a first start, which only add.
-    fn after(operations: impl IntoIterator<Item = Operation>) -> Self {
-        let mut state = Self::default();
-        for operation in operations {
-            match operation {
-                Operation::Ipvs(Command::NewService(service)) => {
-                    state.servers.insert(service.key, (service, Vec::new()));
-                }
-                Operation::Ipvs(Command::NewDestination(key, destination)) => {
-                    if let Some((_, destinations)) = state.servers.get_mut(&key) {
-                        destinations.push(destination);
-                    }
-                }
-                Operation::Netfilter(netfilter::Update::Add(element)) => {
-                    state.elements.insert(element);
-                }
-                Operation::Link(link::Update::Add(address)) => {
-                    state.addresses.insert(address);
-                }
-                Operation::Ipvs(_)
-                | Operation::Netfilter(_)
-                | Operation::Link(_)
-                | Operation::SourcePorts(_) => {}
-            }
-        }
-        for (_, destinations) in state.servers.values_mut() {
-            destinations.sort_by_key(Destination::socket_addr);
-        }
-        state
-    }
+fn elements(state: &Applied) -> BTreeSet<&netfilter::Element> {
+    state.all_elements().collect()
+}
 
-    fn table(&self) -> Vec<VirtualService> {
-        let entry = |destination: &Destination| DestinationEntry {
-            destination: *destination,
-            active_connections: 0,
-            inactive_connections: 0,
-            persistent_connections: 0,
-            stats: Stats::default(),
-        };
-        let service = |(service, destinations): &(ipvs::Service, Vec<Destination>)| VirtualService {
-            entry: ServiceEntry {
-                service: *service,
-                stats: Stats::default(),
-            },
-            destinations: destinations.iter().map(entry).collect(),
-        };
-        self.servers.values().map(service).collect()
-    }
-
-    fn json(&self) -> Value {
-        let real_server = |destination: &Destination| json!({ "address": destination.socket_addr(), "weight": destination.weight });
-        let virtual_server = |(service, destinations): &(ipvs::Service, Vec<Destination>)| {
-            let frontend = match service.key {
-                ServiceKey::Address {
-                    address,
-                    protocol,
-                    port,
-                } => json!({ "address": address, "protocol": protocol.to_string(), "port": port }),
-                ServiceKey::Fwmark { family, mark } => {
-                    json!({ "family": family.to_string(), "mark": mark })
-                }
-            };
-            json!({
-                "frontend": frontend,
-                "scheduler": service.scheduler.as_str(),
-                "flags": service.flags.bits(),
-                "persistenceSeconds": service.timeout,
-                "realServers": destinations.iter().map(real_server).collect::<Value>(),
-            })
+fn json(state: &Applied) -> Value {
+    let real_server = |destination: &Destination| json!({ "address": destination.socket_addr(), "weight": destination.weight });
+    let virtual_server = |service: &ipvs::Service, real_servers: Value| {
+        let frontend = match service.key {
+            ServiceKey::Address {
+                address,
+                protocol,
+                port,
+            } => json!({ "address": address, "protocol": protocol.to_string(), "port": port }),
+            ServiceKey::Fwmark { family, mark } => json!({ "family": family.to_string(), "mark": mark }),
         };
         json!({
-            "virtualServers": self.servers.values().map(virtual_server).collect::<Value>(),
-            "addresses": self.addresses,
-            "nftables": self.elements.iter().map(ToString::to_string).collect::<Value>(),
+            "frontend": frontend,
+            "scheduler": service.scheduler.as_str(),
+            "flags": service.flags.bits(),
+            "persistenceSeconds": service.timeout,
+            "realServers": real_servers,
         })
-    }
+    };
+    let servers: BTreeMap<ServiceKey, Value> = state
+        .servers()
+        .map(|(service, destinations)| {
+            let real_servers = destinations.map(real_server).collect();
+            (service.key, virtual_server(service, real_servers))
+        })
+        .collect();
+    json!({
+        "virtualServers": servers.into_values().collect::<Value>(),
+        "addresses": state.addresses().collect::<BTreeSet<_>>(),
+        "nftables": elements(state).iter().map(ToString::to_string).collect::<Value>(),
+    })
 }
 
 #[cfg(test)]

@@ -43,6 +43,14 @@ impl ServiceKey {
             Self::Fwmark { family, .. } => *family,
         }
     }
+
+    /// The transport protocol, if the service has one of its own: one by firewall mark takes any.
+    pub const fn protocol(&self) -> Option<Protocol> {
+        match self {
+            Self::Address { protocol, .. } => Some(*protocol),
+            Self::Fwmark { .. } => None,
+        }
+    }
 }
 
 /// `TCP 10.0.0.1:80`, `UDP [fd00::1]:53`, `FWM 5`, `FWM 5 IPv6`.

@@ -131,6 +131,22 @@ impl Applied {
         servers.chain(addresses).chain(self.elements.keys().copied())
     }
 
+    /// All virtual servers with their real servers, those by the order of their addresses.
+    pub fn servers(&self) -> impl Iterator<Item = (&ipvs::Service, impl Iterator<Item = &Destination>)> {
+        let servers = self.servers.values();
+        servers.map(|server| (&server.service, server.destinations.values()))
+    }
+
+    /// The addresses on kube-ipvs0.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().copied()
+    }
+
+    /// The elements of our nftables tables.
+    pub fn all_elements(&self) -> impl Iterator<Item = &Element> {
+        self.elements.values().flatten()
+    }
+
     /// The real servers of ours that get no new connections.
     pub(crate) fn quiescent(&self) -> impl Iterator<Item = (ServiceKey, SocketAddr)> {
         let ours = self.servers.iter().filter(|(_, server)| server.ours);

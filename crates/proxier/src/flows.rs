@@ -6,17 +6,6 @@ use ipvs::{Protocol, ServiceKey};
 
 use crate::{kernel::conntrack::Flow, wanted::Wanted};
 
-/// Whether a virtual server's flows are looked at: one of UDP, by address, protocol and port.
-pub(crate) fn is_udp(server: &ServiceKey) -> bool {
-    matches!(
-        server,
-        ServiceKey::Address {
-            protocol: Protocol::Udp,
-            ..
-        }
-    )
-}
-
 /// Whether a flow goes to a virtual server, by address and port (Q30), but not on to one of its endpoints: because
 /// that has gone, because another proxy sent it there, or because the flow is older than the virtual server and
 /// nobody sends it on.

@@ -423,7 +423,7 @@ fn virtual_server(key: ServiceKey, service: &Service, config: &Config) -> ipvs::
     } else {
         server.flags |= chosen.unwrap_or_default();
     }
-    if overrides.is_some_and(|overrides| overrides.one_packet) && is_udp(&key) {
+    if overrides.is_some_and(|overrides| overrides.one_packet) && key.protocol() == Some(Protocol::Udp) {
         server.flags |= ServiceFlags::ONE_PACKET;
     }
     if let Some(seconds) = service.session_affinity {
@@ -431,16 +431,6 @@ fn virtual_server(key: ServiceKey, service: &Service, config: &Config) -> ipvs::
         server.timeout = seconds;
     }
     server
-}
-
-fn is_udp(key: &ServiceKey) -> bool {
-    matches!(
-        key,
-        ServiceKey::Address {
-            protocol: Protocol::Udp,
-            ..
-        }
-    )
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use ipvs::{Command, Family, ServiceKey};
+use ipvs::{Command, Family, Protocol, ServiceKey};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender},
     time::{Instant, sleep_until},
@@ -92,7 +92,7 @@ impl Progress {
         let (Key::Server(server), Operation::Ipvs(command)) = (step.key, &step.operation) else {
             return;
         };
-        if !flows::is_udp(&server) {
+        if server.protocol() != Some(Protocol::Udp) {
             return;
         }
         match command {
@@ -540,7 +540,7 @@ mod tests {
     use crate::{
         kernel::conntrack::Flow,
         kernel::fake::FakeKernel,
-        model::{Endpoint, ObjectName, Overrides, Protocol, Service},
+        model::{Endpoint, ObjectName, Overrides, Service},
         report::Problem,
         step::Driver,
         testing::{endpoint, endpoint_port, ip, name, port, service, slice},

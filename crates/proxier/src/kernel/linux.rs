@@ -198,27 +198,29 @@ impl Linux {
 
     async fn set_source_ports(&mut self, source_ports: SourcePorts) -> Result<(), netfilter::Error> {
         self.ruleset.source_ports = source_ports;
-        // Where the table waits for something, it is made of this ruleset later.
-        let made = self
-            .families
-            .iter()
-            .filter(|family| !self.waiting.contains_key(family));
-        for family in made {
-            self.netfilter.ensure_base(*family, &self.ruleset).await?;
+        self.ensure_bases().await.map(drop)
+    }
+
+    /// Makes the tables as the ruleset has them; returns the families of those that were not. Where a table waits to
+    /// take the place of upstream's rules, it is made of the ruleset then.
+    async fn ensure_bases(&mut self) -> Result<Vec<Family>, netfilter::Error> {
+        let mut made = Vec::new();
+        for family in &self.families {
+            if !self.waiting.contains_key(family)
+                && self.netfilter.ensure_base(*family, &self.ruleset).await?
+            {
+                made.push(*family);
+            }
         }
-        Ok(())
+        Ok(made)
     }
 
     async fn read(&mut self) -> Result<Observed, Error> {
         if set_timeouts(&mut self.ipvs, self.timeouts).await? {
             warn!("the timeouts of IPVS had been changed, and are as configured again");
         }
-        for family in &self.families {
-            if !self.waiting.contains_key(family)
-                && self.netfilter.ensure_base(*family, &self.ruleset).await?
-            {
-                warn!("the nftables table for {family} had been changed, and is ours again");
-            }
+        for family in self.ensure_bases().await? {
+            warn!("the nftables table for {family} had been changed, and is ours again");
         }
         if self.link.ensure().await? {
             warn!("{} had gone, and is back", link::SERVICE_LINK);
@@ -438,11 +440,8 @@ impl Kernel for Linux {
     async fn detect_local(&mut self, detector: LocalDetector) -> Result<(), Failure> {
         // Where it fails now, the next reading makes up for it.
         self.ruleset.local_detector = detector;
-        for family in &self.families {
-            let ensured = self.netfilter.ensure_base(*family, &self.ruleset).await;
-            ensured.map_err(|error| Failure::unknown(&error))?;
-        }
-        Ok(())
+        let ensured = self.ensure_bases().await.map(drop);
+        ensured.map_err(|error| Failure::unknown(&error))
     }
 
     async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {

@@ -11,7 +11,8 @@ mod vm;
 
 use std::process::ExitCode;
 
-use clap::Command;
+use clap::{Arg, Command, value_parser};
+use integration::kernel::Series;
 
 fn main() -> ExitCode {
     let cli = Command::new("cargo xtask")
@@ -46,4 +47,13 @@ fn main() -> ExitCode {
         },
         ExitCode::from,
     )
+}
+
+/// The kernel of the one guest that a command boots.
+fn kernel_argument() -> Arg {
+    Arg::new("kernel")
+        .long("kernel")
+        .value_name("SERIES")
+        .value_parser(value_parser!(Series))
+        .help("Kernel series: 6.1 or 6.12 [default: 6.12]")
 }

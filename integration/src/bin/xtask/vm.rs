@@ -10,13 +10,7 @@ use integration::{Error, Guest, Result};
 pub(crate) fn command() -> Command {
     Command::new("vm")
         .about("Run a command as root on a stock kernel in a guest, and exit as it does")
-        .arg(
-            Arg::new("kernel")
-                .long("kernel")
-                .value_name("SERIES")
-                .value_parser(value_parser!(Series))
-                .help("Kernel series: 6.1 or 6.12 [default: 6.12]"),
-        )
+        .arg(crate::kernel_argument())
         .arg(
             Arg::new("copy")
                 .long("copy")

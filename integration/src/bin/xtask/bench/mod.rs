@@ -50,13 +50,7 @@ pub(crate) fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Keep the figures in docs/benchmarks.md and docs/benchmarks.svg"),
         )
-        .arg(
-            Arg::new("kernel")
-                .long("kernel")
-                .value_name("SERIES")
-                .value_parser(value_parser!(Series))
-                .help("Kernel series: 6.1 or 6.12 [default: 6.12]"),
-        )
+        .arg(crate::kernel_argument())
         .arg(
             Arg::new("services")
                 .long("services")
