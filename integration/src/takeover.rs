@@ -183,7 +183,7 @@ impl Case {
         // What whoever set up the machine would have done.
         let policy = if self.forward_drop { "DROP" } else { "ACCEPT" };
         node.shell(&format!(
-            "modprobe br_netfilter; iptables-nft -P FORWARD {policy}; ip route add default via {CLIENT}
+            "modprobe --all br_netfilter nf_conntrack; iptables-nft -P FORWARD {policy}; ip route add default via {CLIENT}
              sysctl -qw net.ipv4.ip_forward=1"
         ))?;
         uplink.client().apply(NODE_OBJECT)?;

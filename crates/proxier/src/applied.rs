@@ -13,6 +13,7 @@ use crate::{
         Observed, link,
         netfilter::{self, Element},
     },
+    marks,
     source_ports::SourcePorts,
     step::{Key, Operation},
 };
@@ -40,8 +41,8 @@ pub(crate) struct Server {
 impl Applied {
     /// What was read from the kernel.
     ///
-    /// A virtual server is ours if the kernel's own records say so: its address is on kube-ipvs0, or an
-    /// element of our nftables maps names it. On the excluded CIDRs nothing is ours until a Service wants it.
+    /// A virtual server is ours if the kernel's own records say so: its address is on kube-ipvs0, an element of
+    /// our nftables maps names it, or its firewall mark is one of ours. On the excluded CIDRs nothing is ours until a Service wants it.
     pub fn new(observed: Observed, excluded: &[IpNet]) -> Self {
         let mut applied = Self {
             excluded: excluded.to_vec(),
@@ -54,7 +55,6 @@ impl Applied {
             .elements
             .into_iter()
             .for_each(|element| applied.insert(element));
-        let marks: HashSet<_> = applied.marks().map(|(key, mark)| (key.family(), mark)).collect();
         for (service, destinations) in observed.servers {
             let key = service.key;
             let ours = match key {
@@ -65,7 +65,8 @@ impl Applied {
                             && (applied.addresses.contains(&address)
                                 || records.iter().any(|record| record.names(&key, &own_addresses))))
                 }
-                ServiceKey::Fwmark { family, mark } => marks.contains(&(family, mark)),
+                // No element names it any more while its last connections end.
+                ServiceKey::Fwmark { mark, .. } => marks::is_ours(mark),
             };
             let destinations = destinations.into_iter().map(|d| (d.socket_addr(), d)).collect();
             applied.servers.insert(
@@ -119,13 +120,17 @@ impl Applied {
         self.excluded.iter().any(|cidr| cidr.contains(address))
     }
 
-    /// All that is ours. A virtual server by firewall mark belongs to the one that has the mark.
+    /// All that is ours. A virtual server by firewall mark belongs to the one that has the mark, if there is one.
     pub fn keys(&self) -> impl Iterator<Item = Key> {
-        let by_address = |key: &ServiceKey| matches!(key, ServiceKey::Address { .. });
+        let marks: HashSet<_> = self.marks().map(|(key, mark)| (key.family(), mark)).collect();
+        let on_its_own = move |key: &ServiceKey| match key {
+            ServiceKey::Address { .. } => true,
+            ServiceKey::Fwmark { family, mark } => !marks.contains(&(*family, *mark)),
+        };
         let servers = self
             .servers
             .iter()
-            .filter(move |(key, server)| server.ours && by_address(key));
+            .filter(move |(key, server)| server.ours && on_its_own(key));
         let servers = servers.map(|(key, _)| Key::Server(*key));
         let addresses = self.addresses.iter().copied().map(Key::Address);
         servers.chain(addresses).chain(self.elements.keys().copied())

@@ -6,12 +6,12 @@
 //! some to others (A11).
 
 use std::{
-    collections::{BTreeSet, HashSet, hash_map::DefaultHasher},
+    collections::{BTreeMap, BTreeSet, HashSet, hash_map::DefaultHasher},
     hash::{Hash, Hasher},
     net::{IpAddr, SocketAddr},
 };
 
-use ipvs::{Command, Destination, Scheduler, ServiceFlags, ServiceKey};
+use ipvs::{Command, Destination, Protocol, Scheduler, ServiceFlags, ServiceKey};
 
 use crate::{
     applied::{Applied, Server},
@@ -131,16 +131,25 @@ impl Phases {
             }
         }
         let marks = applied.elements(&key).iter().filter_map(|element| match element {
-            Element::Mark(_, mark) => Some(by_mark(*mark)),
+            Element::Mark(_, mark) => Some(*mark),
             _ => None,
         });
-        let unwanted = [server]
+        let unwanted: BTreeSet<_> = marks
+            .chain(wanted.mark(&server))
+            .map(by_mark)
+            .chain([server])
+            .filter(|has| !wants.iter().any(|(service, _)| service.key == *has))
+            .collect();
+        let removed: Vec<_> = unwanted
             .into_iter()
-            .chain(marks)
-            .filter(|has| !wants.iter().any(|(service, _)| service.key == *has));
-        let deleted: Vec<_> = unwanted
-            .filter(|unwanted| applied.servers.get(unwanted).is_some_and(|server| server.ours))
-            .map(Command::DelService)
+            .filter_map(|unwanted| Some((unwanted, applied.servers.get(&unwanted).filter(|has| has.ours)?)))
+            .flat_map(|(unwanted, has)| match (unwanted, server.protocol()) {
+                (ServiceKey::Fwmark { .. }, None) => wind_down(unwanted, has, circumstances),
+                (ServiceKey::Fwmark { .. }, Some(Protocol::Tcp)) if frontend.is_some() => {
+                    wind_down(unwanted, has, circumstances)
+                }
+                _ => vec![Command::DelService(unwanted)],
+            })
             .collect();
         let changed =
             wants.into_iter().flat_map(
@@ -150,7 +159,7 @@ impl Phases {
                 },
             );
         changed
-            .chain(deleted)
+            .chain(removed)
             .for_each(|command| push(&mut self.servers, key, command));
     }
 
@@ -218,6 +227,22 @@ fn edit(
     commands.extend(raised);
     commands.extend(removed);
     commands
+}
+
+/// What a virtual server by firewall mark becomes when its Service stays and nothing is marked for it any more: the
+/// connections through it go on, and it goes with the last of them (A2).
+fn wind_down(key: ServiceKey, has: &Server, circumstances: Circumstances<'_>) -> Vec<Command> {
+    let nothing = RealServers {
+        usable: BTreeMap::new(),
+        leaving: has.destinations.keys().copied().collect(),
+    };
+    let commands = edit(&has.service, &nothing, has, circumstances);
+    let ended = |command: &Command| matches!(command, Command::DelDestination(..));
+    if commands.len() == has.destinations.len() && commands.iter().all(ended) {
+        vec![Command::DelService(key)]
+    } else {
+        commands
+    }
 }
 
 fn destination((address, weight): (&SocketAddr, &u32)) -> Destination {

@@ -38,7 +38,7 @@ impl Marks {
 
     /// The mark that the kernel has for a virtual server stays (I6).
     pub(crate) fn adopt(&mut self, key: ServiceKey, mark: u32) {
-        if self.is_ours(mark) && !self.by_key.contains_key(&key) && !self.keys.contains_key(&mark) {
+        if self.is_usable(mark) && !self.by_key.contains_key(&key) && !self.keys.contains_key(&mark) {
             self.keys.insert(mark, key);
             self.by_key.insert(key, mark);
             self.in_use.insert(mark);
@@ -64,7 +64,7 @@ impl Marks {
         let marks = numbers.map(|number| BASE & !self.masquerade | u32::from(number));
         if let Some(mark) = marks
             .into_iter()
-            .find(|mark| self.is_ours(*mark) && !self.in_use.contains(mark))
+            .find(|mark| self.is_usable(*mark) && !self.in_use.contains(mark))
         {
             self.last = (mark & 0xffff) as u16;
             if let Some(former) = self.keys.insert(mark, key) {
@@ -82,11 +82,15 @@ impl Marks {
         }
     }
 
-    fn is_ours(&self, mark: u32) -> bool {
-        mark & 0xffff_0000 == BASE & !self.masquerade & 0xffff_0000
-            && mark & 0xffff != 0
-            && mark & self.masquerade == 0
+    fn is_usable(&self, mark: u32) -> bool {
+        mark & 0xffff_0000 == BASE & !self.masquerade && mark & 0xffff != 0 && mark & self.masquerade == 0
     }
+}
+
+/// Whether a mark is one of ours, whichever bit asks for masquerading.
+pub(crate) fn is_ours(mark: u32) -> bool {
+    let differs = (mark ^ BASE) & 0xffff_0000;
+    differs & !BASE == 0 && differs.count_ones() <= 1 && mark & 0xffff != 0
 }
 
 #[cfg(test)]
@@ -117,7 +121,10 @@ mod tests {
                 })
                 .collect();
             assert_eq!(given.len(), 1000);
-            assert!(given.iter().all(|mark| mark & (1 << bit) == 0));
+            assert!(given.iter().all(|mark| mark & (1 << bit) == 0 && is_ours(*mark)));
+        }
+        for mark in [0, 1, 0x4000, BASE, 0x4b51_0001, 0x4840_0001, 0xcb50_0001] {
+            assert!(!is_ours(mark), "{mark:#x}");
         }
     }
 

@@ -209,6 +209,11 @@ impl Node {
     fn settled(&self) -> State {
         let mut state = self.kernel.clone();
         state.log.clear();
+        let marks: HashSet<_> = state.elements.iter().filter_map(mark_of).collect();
+        state.servers.retain(|key, _| match key {
+            ServiceKey::Address { .. } => true,
+            ServiceKey::Fwmark { mark, .. } => marks.contains(mark),
+        });
         for (_, destinations) in state.servers.values_mut() {
             destinations.retain(|_, destination| destination.weight > 0);
         }
@@ -236,6 +241,13 @@ impl Node {
     }
 }
 
+fn mark_of(element: &Element) -> Option<u32> {
+    match element {
+        Element::Mark(_, mark) => Some(*mark),
+        _ => None,
+    }
+}
+
 /// The element with another mark, if it has one.
 fn renamed(element: Element, mark: u32) -> Element {
     match element {
@@ -247,15 +259,7 @@ fn renamed(element: Element, mark: u32) -> Element {
 /// The state with firewall marks numbered in the order of their virtual servers: which mark one gets depends on
 /// its history.
 fn renumbered(state: State) -> State {
-    let marks: BTreeMap<u32, u32> = state
-        .elements
-        .iter()
-        .filter_map(|element| match element {
-            Element::Mark(_, mark) => Some(*mark),
-            _ => None,
-        })
-        .zip(1..)
-        .collect();
+    let marks: BTreeMap<u32, u32> = state.elements.iter().filter_map(mark_of).zip(1..).collect();
     let elements = state.elements.into_iter().map(|element| match element {
         Element::Mark(_, mark) => renamed(element, marks[&mark]),
         other => other,

@@ -540,7 +540,7 @@ mod tests {
     use crate::{
         kernel::conntrack::Flow,
         kernel::fake::FakeKernel,
-        model::{Endpoint, ObjectName, Overrides, Service},
+        model::{Endpoint, ObjectName, Overrides, Service, TrafficPolicy},
         report::Problem,
         step::Driver,
         testing::{endpoint, endpoint_port, ip, name, port, service, slice},
@@ -922,6 +922,49 @@ mod tests {
             kernel.take_log(),
             ["ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080"]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a2_what_clients_in_the_cluster_hold_outlives_the_policy_local_and_a_restart() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        let local = Service {
+            external_ips: vec![ip("203.0.113.10")],
+            external_traffic_policy: TrafficPolicy::Local,
+            ..web()
+        };
+        running.done_for(Change::Service(local.clone())).await;
+        let by_mark = |kernel: &FakeKernel| {
+            let keys: Vec<_> = kernel.change(|state| state.servers.keys().copied().collect());
+            let by_mark = keys
+                .into_iter()
+                .filter(|key| matches!(key, ServiceKey::Fwmark { .. }));
+            by_mark.collect::<Vec<_>>()
+        };
+        let [mark] = by_mark(&kernel)[..] else {
+            panic!("one virtual server by firewall mark")
+        };
+        let held = (mark, "10.244.0.2:8080".parse().unwrap());
+        kernel.change(|state| _ = state.connections.insert(held, 1));
+
+        let everywhere = Change::Service(Service {
+            external_traffic_policy: TrafficPolicy::Cluster,
+            ..local
+        });
+        let done = running.done_for(everywhere.clone()).await;
+        let quiet = |line: &String| line.starts_with("ipvsadm -e -f ") && line.ends_with(" -w 0");
+        assert_eq!(done.iter().filter(|line| quiet(line)).count(), 1, "{done:?}");
+        drop(running);
+        let mut running = Running::on(&kernel).await;
+        running.send(everywhere);
+        running.send(web_slice(&[endpoint("10.244.0.2")]));
+        running.send(Change::Synced);
+        running.pass(Duration::from_secs(5)).await;
+        assert_eq!(by_mark(&kernel), [mark]);
+
+        kernel.change(|state| _ = state.connections.insert(held, 0));
+        running.pass(Duration::from_secs(2)).await;
+        assert_eq!(by_mark(&kernel), []);
     }
 
     #[tokio::test(start_paused = true)]

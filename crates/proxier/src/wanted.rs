@@ -184,6 +184,11 @@ impl Wanted {
         Some((self.marks.get(key)?, servers))
     }
 
+    /// The firewall mark that the virtual server `key` has, or had last.
+    pub fn mark(&self, key: &ServiceKey) -> Option<u32> {
+        self.marks.get(key)
+    }
+
     /// The object that the virtual server `server` is part of.
     pub fn key_of(&self, server: ServiceKey) -> Key {
         Key::Server(match server {

@@ -119,6 +119,38 @@ fn e1_local_is_for_clients_outside_and_those_in_the_cluster_reach_every_pod() ->
 
 #[test]
 #[ignore = "needs root and ip_vs: cargo xtask test"]
+fn a2_connections_of_clients_in_the_cluster_outlive_the_policy_local() -> Result<()> {
+    let (mut cluster, [here, there]) = web()?;
+    let pod = cluster.node().pod("pod", 20, &[])?;
+    apply(&cluster, "externalTrafficPolicy: Local", &[&here, &there])?;
+    cluster.start(NODE_PORTS)?;
+    expect(pod.client(), BALANCER, 2, "1 web-1, 1 web-2, seen as 10.244.0.20")?;
+    let held = [
+        hold(pod.client(), Tcp, BALANCER)?,
+        hold(pod.client(), Tcp, BALANCER)?,
+    ];
+
+    apply(&cluster, "externalTrafficPolicy: Cluster", &[&here, &there])?;
+    cluster.expect_server("-a -t 203.0.113.8:80 -r 10.244.1.12:8080 -m -w 1")?;
+    expect(
+        pod.client(),
+        BALANCER,
+        2,
+        "1 web-1, 1 web-2, seen as 10.244.0.1 and 192.168.10.2",
+    )?;
+    for (connection, name) in &held {
+        assert_eq!(connection.ask().map(|reply| reply.name).as_ref(), Ok(name));
+    }
+    // What nobody is connected through goes at once.
+    eventually(|| {
+        let servers = servers(&cluster)?;
+        let marked = servers.lines().filter(|line| *line == "-A -f MARK -s rr").count();
+        Ok(if marked == 1 { Ok(()) } else { Err(servers) })
+    })
+}
+
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
 fn q13_local_without_a_pod_here_drops_clients_outside_only() -> Result<()> {
     let (mut cluster, [_here, there]) = web()?;
     let pod = cluster.node().pod("pod", 20, &[])?;
