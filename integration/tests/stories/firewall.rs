@@ -123,6 +123,30 @@ fn c6_services_work_where_iptables_drops_what_is_forwarded() -> Result<()> {
     expect_answers(&cluster)
 }
 
+/// C6, F4, I4
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn c6_a_cleanup_takes_our_rule_back_and_no_other() -> Result<()> {
+    let (mut cluster, _pod) = web_elsewhere()?;
+    both(&cluster, "-P FORWARD DROP")?;
+    both(&cluster, "-A FORWARD -p tcp --dport 1234 -j ACCEPT")?;
+    both(
+        &cluster,
+        "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    )?;
+    let listed = |cluster: &Cluster| {
+        let script = format!("{BOTH} -S; done");
+        cluster.node().namespace.shell(&script)
+    };
+    let before = listed(&cluster)?;
+    cluster.start(&[])?;
+    expect_rule(&cluster, 1)?;
+    cluster.take_kube_proxy()?.kill()?;
+    cluster.node().namespace.output("kube-proxy", &["--cleanup"])?;
+    assert_eq!(listed(&cluster)?, before);
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root and ip_vs: cargo xtask test"]
 fn c6_what_others_drop_is_told_once_with_the_rule_to_add() -> Result<()> {

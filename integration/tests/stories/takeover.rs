@@ -244,6 +244,34 @@ fn f2_legacy_iptables_lose_all_but_what_services_need() -> Result<()> {
     Ok(())
 }
 
+/// F2, C6: iptables drops what is forwarded, except what upstream's chain or our rule admits.
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn c6_answers_are_admitted_before_upstream_s_chain_goes() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    let drop = "$i -P FORWARD DROP";
+    script(&cluster, "iptables-nft -w", &[SERVERS, SETS, CHAINS, drop])?;
+    let (held, name) = hold(cluster.client(), Tcp, "10.96.0.10:80")?;
+    let changes = cluster.scratch("changes");
+    let script = format!("exec nft monitor > {}", changes.display());
+    let mut monitor = cluster
+        .node()
+        .namespace
+        .spawn(Command::new("sh").args(["-c", &script]))?;
+    let taken_over = start_under_load(&mut cluster);
+    monitor.kill().and_then(|()| monitor.wait()).unwrap();
+    taken_over?;
+    expect_names(&cluster, "iptables-nft", &[])?;
+    let changes = fs::read_to_string(changes).unwrap();
+    let at = |change: &str| changes.lines().position(|line| line.contains(change));
+    let admitted = at("answers to the clients of Services");
+    let removed = at("delete chain ip filter KUBE-FORWARD");
+    assert!(admitted.is_some() && admitted < removed, "{changes}");
+    expect_both(&cluster)?;
+    assert_eq!(held.ask().map(|reply| reply.name), Ok(name));
+    Ok(())
+}
+
 /// F4, I4, Q40, Q41, Q43
 #[test]
 #[ignore = "needs root and ip_vs: cargo xtask test"]

@@ -295,6 +295,8 @@ impl Linux {
         let Some(upstream) = &mut self.upstream else {
             return Ok(());
         };
+        // Upstream's KUBE-FORWARD admits them until now (C6).
+        self.netfilter.ensure_answers().await?;
         let mut outcome = Ok(());
         for error in upstream.remove(true).await {
             match error {

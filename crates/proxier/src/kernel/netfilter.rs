@@ -313,6 +313,9 @@ pub enum Error {
     /// `EEXIST`, `EBUSY`: the key is there with another treatment.
     #[error("the element is there with another treatment")]
     Exists,
+    /// `FORWARD` of iptables drops endpoints' answers, and our rule cannot be made there (C6).
+    #[error("chain {0} drops the answers to the clients of Services, and takes no rule of ours")]
+    AnswersDropped(foreign::Chain),
     /// Anything else.
     #[error("nftables: {0}")]
     Netlink(NetlinkError),

@@ -149,6 +149,11 @@ impl Chain {
             _ => None,
         }
     }
+
+    /// The family of iptables whose `FORWARD` the chain is, where our rule admits answers.
+    fn forward_of_iptables(&self) -> Option<Family> {
+        self.iptables().filter(|_| self.hook == Hook::Forward)
+    }
 }
 
 impl fmt::Display for Chain {
@@ -275,6 +280,25 @@ impl Netfilter {
         Ok(drops.chain(legacy_tables()).collect())
     }
 
+    /// Makes certain that `FORWARD` of iptables (of the kind that uses nftables) admits endpoints' answers as it is now,
+    /// whatever notifications have told.
+    ///
+    /// # Errors
+    ///
+    /// Other programs' chains could not be read, or [`Error::AnswersDropped`].
+    pub async fn ensure_answers(&mut self) -> Result<(), Error> {
+        self.foreign.invalidate();
+        let dropping = self
+            .see_to_foreign()
+            .await?
+            .into_iter()
+            .find_map(|drop| match drop {
+                ForeignDrop::Chain(chain) => chain.forward_of_iptables().map(|_| chain),
+                ForeignDrop::Legacy(_) => None,
+            });
+        dropping.map_or(Ok(()), |chain| Err(Error::AnswersDropped(chain)))
+    }
+
     async fn look_at_foreign(&mut self) -> Result<(), Error> {
         let listed = self.socket.dump(listing::chains()).await?;
         for (chain, policy_is_drop) in listed.iter().filter_map(read_chain) {
@@ -288,7 +312,7 @@ impl Netfilter {
                 .await?;
             let drops = policy_is_drop || rules.last().is_some_and(drops_all);
             let mut answers_pass = false;
-            if let (Hook::Forward, Some(family)) = (chain.hook, chain.iptables()) {
+            if let Some(family) = chain.forward_of_iptables() {
                 match self.admit_answers(family, drops, &rules).await {
                     Ok(()) => answers_pass = true,
                     Err(error) => debug!("no rule can be made in chain {chain}: {error}"),

@@ -1,4 +1,5 @@
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
+use netlink_packet_netfilter::nftables::{ChainAttribute, ChainMessage, Hook, InetHookNumber};
 use proptest::prelude::*;
 use rustix::thread::UnshareFlags;
 
@@ -350,5 +351,46 @@ fn only_the_changes_of_others_to_our_tables_are_told() {
 
         other.delete_tables().await.unwrap();
         assert!(tokio::time::timeout(soon, netfilter.changed()).await.is_ok());
+    });
+}
+
+/// C6: before a notification tells that packets are dropped now.
+#[test]
+#[ignore = "needs root and nf_tables: run by cargo xtask test"]
+fn answers_pass_iptables_as_it_is_and_not_as_it_was() {
+    in_new_netns(async |mut netfilter| {
+        let table = TableMessage {
+            attributes: vec![TableAttribute::Name("filter".to_owned())],
+        };
+        let forward = |policy: u32| ChainMessage {
+            attributes: vec![
+                ChainAttribute::Table("filter".to_owned()),
+                ChainAttribute::Name("FORWARD".to_owned()),
+                ChainAttribute::Hook(vec![
+                    Hook::Number(InetHookNumber::Forward.into()),
+                    Hook::Priority(0),
+                ]),
+                ChainAttribute::Policy(policy),
+                ChainAttribute::Type("filter".to_owned()),
+            ],
+        };
+        let set_policy = |policy| {
+            [
+                NfTablesMessage::NewTable(table.clone()),
+                NfTablesMessage::NewChain(forward(policy)),
+            ]
+            .map(|inner| message(Family::Inet, inner, NLM_F_CREATE))
+        };
+        let mut other = Netfilter::connect().unwrap();
+        let rules = async |netfilter: &mut Netfilter| {
+            let request = listing::chain_rules(Family::Inet.number() as u8, "filter", "FORWARD");
+            netfilter.socket.dump(request).await.unwrap().len()
+        };
+        other.transaction(set_policy(1)).await.unwrap();
+        assert_eq!(netfilter.ensure_answers().await, Ok(()));
+        assert_eq!(rules(&mut other).await, 0);
+        other.transaction(set_policy(0)).await.unwrap();
+        assert_eq!(netfilter.ensure_answers().await, Ok(()));
+        assert_eq!(rules(&mut other).await, 1);
     });
 }
