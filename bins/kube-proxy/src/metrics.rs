@@ -16,6 +16,7 @@ use prometheus::{
     TextEncoder, core::Collector, exponential_buckets,
 };
 use proxier::{
+    accounting::{Counters, ServicePortName},
     model::{Change, ObjectName},
     report::{Occasion, Sync, Traffic},
     step::Driver,
@@ -67,6 +68,44 @@ pub(crate) struct Metrics {
     objects: GaugeVec,
     draining: Gauge,
     foreign_drops: Gauge,
+    carried: Carried,
+}
+
+/// What the ports of Services have carried.
+#[derive(Debug)]
+struct Carried {
+    connections: CounterVec,
+    incoming_packets: CounterVec,
+    outgoing_packets: CounterVec,
+    incoming_bytes: CounterVec,
+    outgoing_bytes: CounterVec,
+}
+
+impl Carried {
+    fn new(families: &Families<'_>) -> Result<Self> {
+        let counters = |what: &str, help| {
+            let name = format!("ipvs_proxier_service_{what}_total");
+            families.counters(&name, help, &["namespace", "service", "port", "protocol"])
+        };
+        Ok(Self {
+            connections: counters("connections", "Connections and UDP flows to a Service's port.")?,
+            incoming_packets: counters("incoming_packets", "Packets from clients of a Service's port.")?,
+            outgoing_packets: counters("outgoing_packets", "Packets to clients of a Service's port.")?,
+            incoming_bytes: counters("incoming_bytes", "Bytes from clients of a Service's port.")?,
+            outgoing_bytes: counters("outgoing_bytes", "Bytes to clients of a Service's port.")?,
+        })
+    }
+
+    /// Each family with its part of the counters.
+    fn parts(&self, counters: &Counters) -> [(&CounterVec, u64); 5] {
+        [
+            (&self.connections, counters.connections),
+            (&self.incoming_packets, counters.incoming_packets),
+            (&self.outgoing_packets, counters.outgoing_packets),
+            (&self.incoming_bytes, counters.incoming_bytes),
+            (&self.outgoing_bytes, counters.outgoing_bytes),
+        ]
+    }
 }
 
 /// Changes of objects of one kind.
@@ -218,6 +257,7 @@ impl Metrics {
                 "ipvs_proxier_foreign_drops",
                 "Packet filters of other programs that may drop what Services need; the log names them.",
             )?,
+            carried: Carried::new(&families)?,
             registry,
         })
     }
@@ -329,6 +369,22 @@ impl Metrics {
     /// So many packet filters of others are in the way.
     pub(crate) fn set_foreign_drops(&self, count: usize) {
         self.foreign_drops.set(number(count));
+    }
+
+    /// The ports of Services have carried this by now. Only the thread that renders may call it: for a moment there is
+    /// nothing.
+    pub(crate) fn set_carried(&self, ports: &HashMap<ServicePortName, Counters>) {
+        for (family, _) in self.carried.parts(&Counters::default()) {
+            family.reset();
+        }
+        for (port, counters) in ports {
+            let ObjectName { namespace, name } = &port.service;
+            let protocol = port.protocol.to_string().to_uppercase();
+            let labels = [&**namespace, &**name, &*port.port, &protocol];
+            for (family, count) in self.carried.parts(counters) {
+                family.with_label_values(&labels).inc_by(count as f64);
+            }
+        }
     }
 
     /// The connection tracking table was searched for flows to endpoints that are gone.
@@ -484,7 +540,10 @@ fn number(count: usize) -> f64 {
 mod tests {
     use std::time::Instant;
 
-    use proxier::report::{Totals, Work};
+    use proxier::{
+        model::Protocol,
+        report::{Totals, Work},
+    };
 
     use super::*;
 
@@ -534,6 +593,14 @@ mod tests {
         }
     }
 
+    fn port(name: &str) -> ServicePortName {
+        ServicePortName {
+            service: ObjectName::new("ns", "web"),
+            port: name.into(),
+            protocol: Protocol::Udp,
+        }
+    }
+
     fn text(metrics: &Metrics) -> String {
         String::from_utf8(metrics.render().unwrap()).unwrap()
     }
@@ -580,6 +647,27 @@ mod tests {
     }
 
     #[test]
+    fn f8_ports_of_services_are_there_as_long_as_they_are_told_of() {
+        let metrics = used();
+        let counters = |connections| Counters {
+            connections,
+            outgoing_bytes: 1 << 40,
+            ..Counters::default()
+        };
+        metrics.set_carried(&[(port("dns"), counters(7)), (port("old"), counters(1))].into());
+        metrics.set_carried(&[(port("dns"), counters(9))].into());
+        let labels = "{namespace=\"ns\",port=\"dns\",protocol=\"UDP\",service=\"web\"}";
+        assert_has(
+            &metrics,
+            &[
+                &format!("ipvs_proxier_service_connections_total{labels} 9"),
+                &format!("ipvs_proxier_service_outgoing_bytes_total{labels} 1099511627776"),
+            ],
+        );
+        assert!(!text(&metrics).contains("\"old\""));
+    }
+
+    #[test]
     fn services_without_local_endpoints_are_counted_while_they_are() {
         let metrics = used();
         let line = "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"}";
@@ -598,6 +686,7 @@ mod tests {
     fn the_text_is_as_prometheus_wants_it() {
         let metrics = used();
         metrics.note_sync(&sync(Occasion::Change, false));
+        metrics.set_carried(&[(port("http"), Counters::default())].into());
         let text = text(&metrics);
         let mut families = BTreeSet::new();
         let mut samples = BTreeSet::new();

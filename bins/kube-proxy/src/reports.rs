@@ -72,6 +72,7 @@ impl Reports {
                 duration,
                 deleted,
             } => self.metrics.note_conntrack(family, duration, deleted),
+            Report::Carried(ports) => self.metrics.set_carried(&ports),
             Report::ForeignDrops(drops) => self.metrics.set_foreign_drops(drops.len()),
         }
     }

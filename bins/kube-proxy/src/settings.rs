@@ -131,6 +131,7 @@ impl Settings {
                 conntrack: conntrack(&c.conntrack, &mut errors),
                 sync_period: sync_period(c, &mut errors),
                 min_sync_period: c.ipvs.min_sync_period.0,
+                service_metrics: flags.switch("ipvs-service-metrics"),
                 ..Config::new(node_name(c, hostname, &mut errors))
             },
             source: source(c, flags, &mut errors),
@@ -546,6 +547,7 @@ mod tests {
             "--ipvs-udp-timeout=5s",
             "--ipvs-drain-timeout=6s",
             "--ipvs-external-cidrs=203.0.113.0/24",
+            "--ipvs-service-metrics",
             "--output=json",
             "explain",
             "kube-system/dns",
@@ -570,6 +572,7 @@ mod tests {
             min_sync_period: Duration::from_secs(2),
             drain_timeout: Duration::from_secs(6),
             external_cidrs: cidrs(&["203.0.113.0/24"]),
+            service_metrics: true,
             ..upstream_defaults("node-1")
         };
         assert_eq!(format!("{:?}", settings.config), format!("{expected:?}"));

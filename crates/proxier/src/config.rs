@@ -45,8 +45,11 @@ pub struct Config {
     /// The least time between two batches (`--ipvs-min-sync-period`). Changes that arrive meanwhile share
     /// the next batch.
     pub min_sync_period: Duration,
-    /// How long a TCP real server may keep its last connections after it stopped to be wanted.
+    /// How long a TCP real server may keep its last connections after it stopped to be wanted
+    /// (`--ipvs-drain-timeout`).
     pub drain_timeout: Duration,
+    /// Tell what the ports of Services have carried, at every verification (`--ipvs-service-metrics`, F8).
+    pub service_metrics: bool,
 }
 
 impl Config {
@@ -68,6 +71,7 @@ impl Config {
             sync_period: Duration::from_secs(30),
             min_sync_period: Duration::ZERO,
             drain_timeout: Duration::from_secs(15 * 60),
+            service_metrics: false,
         }
     }
 }

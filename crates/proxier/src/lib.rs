@@ -16,6 +16,7 @@
 //! kernel wants. An agent that has its own source of Services sends [`model::Change`]s to a
 //! [`Reconciler`], which tells of its work in [`report::Report`]s; one that only wants to know what would be programmed uses a [`Planner`].
 
+pub mod accounting;
 mod applied;
 pub mod cleanup;
 pub mod config;

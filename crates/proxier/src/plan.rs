@@ -63,6 +63,8 @@ pub struct Frontend {
     pub treatment: Treatment,
     /// The clients that [`Treatment::Restricted`] admits: no two ranges overlap.
     pub source_ranges: BTreeSet<IpNet>,
+    /// The name of the Service's port.
+    pub port: Arc<str>,
 }
 
 impl Frontend {
@@ -232,6 +234,7 @@ pub fn plan<'a>(
                             (Some(external), Some(_)) => Treatment::Restricted(external),
                         },
                         source_ranges: source_ranges.unwrap_or_default(),
+                        port: port.name.clone(),
                     };
                     plan.frontends.insert(key, frontend);
                     if !plan.addresses.contains(&address) {

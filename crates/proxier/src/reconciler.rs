@@ -14,6 +14,7 @@ use tokio::{
 use tracing::{debug, error, info, trace, warn};
 
 use crate::{
+    accounting::Accounting,
     applied::Applied,
     config::{Config, LocalDetector},
     drain::Draining,
@@ -61,6 +62,7 @@ pub struct Reconciler<K> {
     batch_at: Instant,
     drain_at: Instant,
     foreign_drops: Vec<ForeignDrop>,
+    accounting: Accounting,
 }
 
 /// What was done on one occasion, so far.
@@ -152,6 +154,7 @@ impl<K: Kernel> Reconciler<K> {
             batch_at: now,
             drain_at: now,
             foreign_drops: Vec::new(),
+            accounting: Accounting::default(),
         };
         reconciler.note_foreign_drops(foreign_drops);
         Ok(reconciler)
@@ -468,6 +471,10 @@ impl<K: Kernel> Reconciler<K> {
             }
         };
         self.note_foreign_drops(std::mem::take(&mut observed.foreign_drops));
+        if self.planner.config().service_metrics {
+            self.accounting.take(&observed.counters, self.planner.wanted());
+            self.tell(Report::Carried(self.accounting.ports().clone()));
+        }
         let own_addresses = observed.own_addresses.iter().copied().collect();
         self.applied = Applied::new(observed, &self.planner.config().exclude_cidrs);
         self.draining.keep(&self.applied.quiescent().collect());
@@ -538,6 +545,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        accounting::Counters,
         kernel::conntrack::Flow,
         kernel::fake::FakeKernel,
         model::{Endpoint, ObjectName, Overrides, Service, TrafficPolicy},
@@ -681,6 +689,46 @@ mod tests {
         kernel.change(|state| state.take_over_fails = false);
         running.pass(Duration::from_secs(300)).await;
         assert_eq!(kernel.take_log(), ["take over upstream's"], "it is tried again");
+    }
+
+    /// F8
+    #[tokio::test(start_paused = true)]
+    async fn what_services_have_carried_is_told_at_every_verification_if_asked_for() {
+        for service_metrics in [false, true] {
+            let kernel = FakeKernel::default();
+            let config = Config {
+                service_metrics,
+                ..Config::new("here")
+            };
+            let period = config.sync_period;
+            let mut running = Running::with(&kernel, config).await;
+            running.send(Change::Service(web()));
+            running.send(Change::Synced);
+            running.pass(MOMENT).await;
+            let server = ServiceKey::address("10.96.0.10:80".parse().unwrap(), Protocol::Tcp);
+            let counters = Counters {
+                connections: 7,
+                ..Counters::default()
+            };
+            kernel.change(|state| state.counters = vec![(server, counters)]);
+            running.pass(period).await;
+            let told = running
+                .take_reports()
+                .into_iter()
+                .filter_map(|report| match report {
+                    Report::Carried(ports) => Some(ports.into_values().collect::<Vec<_>>()),
+                    _ => None,
+                });
+            let told: Vec<_> = told.collect();
+            assert_eq!(
+                told,
+                if service_metrics {
+                    vec![vec![counters]]
+                } else {
+                    vec![]
+                }
+            );
+        }
     }
 
     #[tokio::test(start_paused = true)]

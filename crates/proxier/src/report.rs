@@ -4,7 +4,7 @@
 //! embedder who wants none drops the receiver.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::IpAddr,
     num::NonZeroU16,
@@ -14,6 +14,7 @@ use std::{
 use ipvs::{Family, ServiceKey};
 
 use crate::{
+    accounting::{Counters, ServicePortName},
     kernel::{Failure, netfilter::foreign::ForeignDrop},
     model::ObjectName,
     step::{Driver, Key},
@@ -47,6 +48,9 @@ pub enum Report {
     Recovered(Key),
     /// Other programs' packet filters drop this now of what Services need, and before they dropped something else.
     ForeignDrops(Vec<ForeignDrop>),
+    /// What the ports of Services have carried by now, if [`Config::service_metrics`](crate::Config::service_metrics)
+    /// asks for it. A port that is not among them any more is gone.
+    Carried(HashMap<ServicePortName, Counters>),
     /// The connection tracking table was searched for UDP flows to endpoints that are gone (A5).
     Conntrack {
         /// Whose table.

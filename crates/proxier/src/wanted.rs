@@ -14,6 +14,7 @@ use std::{
 use ipvs::ServiceKey;
 
 use crate::{
+    accounting::ServicePortName,
     kernel::netfilter::{self, Element},
     marks::Marks,
     model::ObjectName,
@@ -200,6 +201,16 @@ impl Wanted {
     /// Who has the virtual server `key`.
     pub fn owner(&self, key: &ServiceKey) -> Option<&ObjectName> {
         self.servers.get(key)?.first().map(|claimant| &claimant.service)
+    }
+
+    /// The port of a Service that the virtual server `server` is for.
+    pub fn port(&self, server: ServiceKey) -> Option<ServicePortName> {
+        let key = self.key_of(server).server()?;
+        Some(ServicePortName {
+            service: self.owner(&key)?.clone(),
+            port: self.server(&key)?.port.clone(),
+            protocol: key.protocol()?,
+        })
     }
 
     /// The netfilter elements wanted for an object.

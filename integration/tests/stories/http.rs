@@ -4,9 +4,10 @@ use integration::cluster::eventually;
 use integration::manifest::{Endpoint, service, slice};
 use integration::namespace::Namespace;
 use integration::topology::Pod;
+use integration::traffic::Protocol::Tcp;
 use integration::{Cluster, Result};
 
-use crate::{TCP_8080, web};
+use crate::{TCP_8080, WEB_SERVERS, at, web};
 
 /// Status and body of an answer; the status is 000 if there is none.
 fn get(from: &Namespace, url: &str) -> Result<(String, String)> {
@@ -91,6 +92,48 @@ fn q35_health_checks_are_where_node_ports_are() -> Result<()> {
             ("http://192.168.10.2:32050/", "200"),
         ],
     )
+}
+
+/// F8
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn f8_what_a_service_has_carried_is_counted_over_all_its_virtual_servers() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    cluster.start(&["--ipvs-sync-period=1s", "--ipvs-service-metrics"])?;
+    cluster.expect_servers(WEB_SERVERS)?;
+    let node = &cluster.node().namespace;
+    let expect_connections = |count: usize| {
+        eventually(|| {
+            let (_, text) = get(node, "http://127.0.0.1:10249/metrics")?;
+            let labels = "{namespace=\"default\",port=\"\",protocol=\"TCP\",service=\"web\"}";
+            let value = |name: &str| {
+                let sample = format!("ipvs_proxier_service_{name}_total{labels} ");
+                let value = text.lines().find_map(|line| line.strip_prefix(&sample));
+                value.and_then(|value| value.parse::<usize>().ok())
+            };
+            let connections = value("connections");
+            let carried = [
+                "incoming_packets",
+                "outgoing_packets",
+                "incoming_bytes",
+                "outgoing_bytes",
+            ];
+            let all = carried.iter().all(|name| value(name) > connections);
+            Ok(if connections == Some(count) && all {
+                Ok(())
+            } else {
+                Err(format!("expected {count} connections in\n{text}"))
+            })
+        })
+    };
+    let ask = |count| cluster.client().ask(Tcp, at("10.96.0.10:80"), count).map(drop);
+    ask(4)?;
+    expect_connections(4)?;
+    // Made anew, the kernel's counters begin at zero.
+    node.shell("ipvsadm -D -t 10.96.0.10:80")?;
+    cluster.expect_servers(WEB_SERVERS)?;
+    ask(2)?;
+    expect_connections(6)
 }
 
 #[test]

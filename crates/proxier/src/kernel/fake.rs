@@ -18,6 +18,7 @@ use super::{
     netfilter::{self, Element, foreign::ForeignDrop},
 };
 use crate::{
+    accounting::Counters,
     config::LocalDetector,
     source_ports::SourcePorts,
     step::{Operation, RealServer},
@@ -30,6 +31,7 @@ pub(crate) struct FakeKernel(Rc<RefCell<State>>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) servers: BTreeMap<ServiceKey, (ipvs::Service, BTreeMap<SocketAddr, Destination>)>,
+    pub(crate) counters: Vec<(ServiceKey, Counters)>,
     pub(crate) elements: BTreeSet<Element>,
     pub(crate) source_ports: SourcePorts,
     pub(crate) foreign_drops: Vec<ForeignDrop>,
@@ -79,6 +81,7 @@ impl State {
                 .values()
                 .map(|(service, destinations)| (*service, destinations.values().cloned().collect()))
                 .collect(),
+            counters: self.counters.clone(),
             addresses: self.addresses.iter().copied().collect(),
             elements: self.elements.iter().copied().collect(),
             records: Vec::new(),

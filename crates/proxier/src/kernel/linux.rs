@@ -257,10 +257,11 @@ impl Linux {
         }
         let addresses = self.link.addresses().await?;
         (observed.own_addresses, observed.addresses) = (addresses.node, addresses.service);
-        let servers = self.ipvs.summary().await?.into_iter();
-        observed.servers = servers
-            .map(|(entry, destinations)| (entry.service, destinations.iter().map(destination).collect()))
-            .collect();
+        for (entry, destinations) in self.ipvs.summary().await? {
+            observed.counters.push((entry.service.key, entry.stats.into()));
+            let destinations = destinations.iter().map(destination).collect();
+            observed.servers.push((entry.service, destinations));
+        }
         Ok(observed)
     }
 

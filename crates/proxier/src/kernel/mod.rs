@@ -2,10 +2,11 @@
 
 use std::{collections::HashMap, fmt, future::Future, net::IpAddr};
 
-use ipvs::{Destination, Family};
+use ipvs::{Destination, Family, ServiceKey};
 
 use self::conntrack::Flow;
 use crate::{
+    accounting::Counters,
     config::LocalDetector,
     kernel::netfilter::foreign::ForeignDrop,
     source_ports::SourcePorts,
@@ -32,6 +33,8 @@ pub struct Observed {
     pub own_addresses: Vec<IpAddr>,
     /// Every virtual server with its real servers, whoever made them.
     pub servers: Vec<(ipvs::Service, Vec<Destination>)>,
+    /// What each of them has carried since it was made, or its counters were zeroed.
+    pub counters: Vec<(ServiceKey, Counters)>,
     /// The addresses on kube-ipvs0.
     pub addresses: Vec<IpAddr>,
     /// The elements of our nftables tables.
