@@ -206,6 +206,8 @@ const GROUPS: &[Group] = &[
             "Masquerade from source ports that the kernel chooses at random (default true)"),
         run("ipvs-drain-timeout", Kind::Duration,
             "How long a server that is no longer wanted may keep its last TCP connections (default 15m0s)"),
+        run("ipvs-strict-arp-interfaces", Kind::List,
+            "Interfaces that answer ARP for their own addresses only, instead of all as --ipvs-strict-arp has it"),
         run("ipvs-service-metrics", Kind::Switch,
             "Serve metrics of the connections, packets and bytes of each Service's ports"),
     ]},

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use ipvs::Scheduler;
 use proxier::{
     Config,
-    config::{Conntrack, LocalDetector, NodePortAddresses, Timeouts},
+    config::{Conntrack, LocalDetector, NodePortAddresses, StrictArp, Timeouts},
 };
 
 use crate::{
@@ -122,7 +122,7 @@ impl Settings {
                 masquerade_all: c.iptables.masquerade_all,
                 masquerade_fully_random: flags.value("ipvs-masquerade-fully-random") != Some(false.into()),
                 masquerade_bit: masquerade_bit(c, &mut errors),
-                strict_arp: c.ipvs.strict_arp,
+                strict_arp: strict_arp(c, flags, &mut errors),
                 timeouts: Timeouts {
                     tcp: whole_seconds(c.ipvs.tcp_timeout),
                     tcp_fin: whole_seconds(c.ipvs.tcp_fin_timeout),
@@ -360,6 +360,24 @@ fn bind_address(c: &Configuration, errors: &mut Errors) -> Option<IpAddr> {
     address.filter(|address| !address.is_unspecified())
 }
 
+fn strict_arp(c: &Configuration, flags: &Flags, errors: &mut Errors) -> StrictArp {
+    const FLAG: &str = "ipvs-strict-arp-interfaces";
+    let interfaces = flags.list(FLAG);
+    // IFNAMSIZ, with the zero at the end.
+    let is_name = |name: &str| (1..16).contains(&name.len()) && !name.contains(['/', ' ']);
+    for name in interfaces.iter().filter(|name| !is_name(name)) {
+        errors.add(
+            &format!("--{FLAG}"),
+            format_args!("{name:?} is not an interface's name"),
+        );
+    }
+    match (interfaces.is_empty(), c.ipvs.strict_arp) {
+        (true, false) => StrictArp::Nowhere,
+        (true, true) => StrictArp::Everywhere,
+        (false, _) => StrictArp::On(interfaces.into_iter().map(Into::into).collect()),
+    }
+}
+
 /// The detector; the Node's CIDRs are still to be learned from the Node.
 fn local_detector(c: &Configuration, errors: &mut Errors) -> LocalDetector {
     let mut interface = |field, name: &str| {
@@ -562,7 +580,7 @@ mod tests {
             masquerade_all: true,
             masquerade_fully_random: false,
             masquerade_bit: 0,
-            strict_arp: true,
+            strict_arp: StrictArp::Everywhere,
             timeouts: Timeouts {
                 tcp: Duration::from_secs(3),
                 tcp_fin: Duration::from_secs(4),
@@ -583,6 +601,16 @@ mod tests {
             Request::Explain(ObjectName::new("kube-system", "dns"))
         );
         assert_eq!(settings.output, Format::Json);
+    }
+
+    /// D4
+    #[test]
+    fn interfaces_take_the_place_of_all_for_strict_arp() {
+        let interfaces = "--ipvs-strict-arp-interfaces=eth0,bond0.100";
+        let on = StrictArp::On(vec!["eth0".into(), "bond0.100".into()]);
+        for args in [&[interfaces][..], &[interfaces, "--ipvs-strict-arp"]] {
+            assert_eq!(settings(args).unwrap().config.strict_arp, on, "{args:?}");
+        }
     }
 
     #[test]
@@ -752,6 +780,10 @@ mod tests {
             (
                 &["--detect-local-mode=BridgeInterface"],
                 "detectLocal.bridgeInterface (--pod-bridge-interface): must be given for detectLocalMode BridgeInterface",
+            ),
+            (
+                &["--ipvs-strict-arp-interfaces=eth0,a/b"],
+                "--ipvs-strict-arp-interfaces: \"a/b\" is not an interface's name",
             ),
             (
                 &["--iptables-masquerade-bit=32"],

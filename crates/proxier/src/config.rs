@@ -34,8 +34,9 @@ pub struct Config {
     pub masquerade_fully_random: bool,
     /// The bit of the packet mark that asks for masquerading, 0 to 31 (`--iptables-masquerade-bit`).
     pub masquerade_bit: u8,
-    /// Answer ARP for addresses of the receiving interface only (`--ipvs-strict-arp`).
-    pub strict_arp: bool,
+    /// Where ARP is answered for addresses of the receiving interface only (`--ipvs-strict-arp`,
+    /// `--ipvs-strict-arp-interfaces`).
+    pub strict_arp: StrictArp,
     /// IPVS connection timeouts; zero leaves the kernel's (`--ipvs-tcp-timeout` and its siblings).
     pub timeouts: Timeouts,
     /// The kernel's connection tracking (`--conntrack-max-per-core` and its siblings).
@@ -65,7 +66,7 @@ impl Config {
             masquerade_all: false,
             masquerade_fully_random: true,
             masquerade_bit: 14,
-            strict_arp: false,
+            strict_arp: StrictArp::Nowhere,
             timeouts: Timeouts::default(),
             conntrack: Conntrack::default(),
             sync_period: Duration::from_secs(30),
@@ -74,6 +75,18 @@ impl Config {
             service_metrics: false,
         }
     }
+}
+
+/// On which interfaces ARP is not answered for Service addresses, which are on kube-ipvs0 (D4). IPv6's neighbour
+/// discovery never answers for another interface's addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StrictArp {
+    /// On none: Linux answers for every address that the node has.
+    Nowhere,
+    /// On all, those of pods included.
+    Everywhere,
+    /// On those of these names that are there at the start.
+    On(Vec<Arc<str>>),
 }
 
 /// Which of the node's addresses answer on node ports.

@@ -1,6 +1,7 @@
 //! The addresses of Services: kube-ipvs0, load balancers, external IPs, and what else answers there.
 
 use integration::manifest::{service, slice};
+use integration::namespace::Namespace;
 use integration::topology::{CLIENT, NODE};
 use integration::traffic::Failure::Refused;
 use integration::traffic::Protocol::{Tcp, Udp};
@@ -117,6 +118,41 @@ fn c1_q52_balancers_ask_for_health_at_their_own_address() -> Result<()> {
         &["health"],
         CLIENT,
     )
+}
+
+/// Whether a machine that takes `address` for its neighbour's gets an answer: to its ARP requests first.
+fn is_neighbour(machine: &Namespace, address: &str) -> Result<bool> {
+    let script =
+        format!("ip neigh flush all; ping -n -c 1 -W 3 {address} > /dev/null && echo yes || echo no");
+    Ok(machine.shell(&script)? == "yes\n")
+}
+
+/// D4
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn d4_named_interfaces_answer_arp_for_their_own_addresses_only() -> Result<()> {
+    const BALANCER: &str = "203.0.113.8";
+    let mut cluster = Cluster::new()?;
+    let mut web = service(
+        "web",
+        "type: LoadBalancer, clusterIP: 10.96.0.10, ports: [{port: 80}]",
+    );
+    web += &format!("status: {{loadBalancer: {{ingress: [{{ip: {BALANCER}}}]}}}}\n");
+    cluster.apply("web", &[web])?;
+    let pod = cluster.node().pod("visitor", 20, &[])?;
+    cluster.outside().ip(&format!("route add {BALANCER} dev eth1"))?;
+    pod.namespace.ip(&format!("route add {BALANCER} dev eth0"))?;
+    cluster.start(&[])?;
+    assert!(is_neighbour(cluster.outside(), BALANCER)?);
+    cluster.take_kube_proxy()?.kill()?;
+    // The node has two links to the network. There is none of the third name.
+    cluster.start(&["--ipvs-strict-arp-interfaces=eth1,eth2,bond0.100"])?;
+    assert!(!is_neighbour(cluster.outside(), BALANCER)?);
+    assert!(is_neighbour(cluster.outside(), &NODE.to_string())?);
+    assert!(is_neighbour(&pod.namespace, BALANCER)?, "pods are not concerned");
+    let log = cluster.kube_proxy()?.log()?;
+    assert!(log.contains("net.ipv4.conf.bond0/100.arp_ignore"), "{log}");
+    Ok(())
 }
 
 #[test]

@@ -175,7 +175,7 @@ impl Linux {
             differences.push(format!("the link {} is missing", link::SERVICE_LINK));
         }
         let ipv6 = kernel.families.contains(&Family::Inet6);
-        let sysctls = sysctl::plan(KernelVersion::current(), config.strict_arp, ipv6);
+        let sysctls = sysctl::plan(KernelVersion::current(), &config.strict_arp, ipv6);
         differences.extend(
             sysctl::differing(&sysctls)
                 .map(|sysctl| format!("sysctl {} is not {}", sysctl.name, sysctl.value)),
@@ -344,7 +344,7 @@ async fn initialize(config: &Config) -> Result<(Handle, Link, Vec<Family>), Erro
     probe_scheduler(&mut ipvs, &config.scheduler).await?;
     let families = families();
     let ipv6 = families.contains(&Family::Inet6);
-    let sysctls = sysctl::plan(KernelVersion::current(), config.strict_arp, ipv6);
+    let sysctls = sysctl::plan(KernelVersion::current(), &config.strict_arp, ipv6);
     let conntrack = sysctl::conntrack(&config.conntrack, sysctl::cpus());
     for change in sysctl::ensure(&[sysctls, conntrack.clone()].concat())? {
         info!("sysctl {change}");

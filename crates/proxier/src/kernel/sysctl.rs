@@ -2,12 +2,13 @@
 //! read-only `/proc/sys` is good enough when the values are right already (F5).
 
 use std::{
+    borrow::Cow,
     fmt, fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::config::Conntrack;
+use crate::config::{Conntrack, StrictArp};
 
 const ROOT: &str = "/proc/sys";
 
@@ -18,8 +19,8 @@ const CONNTRACK_CAP: u32 = 1 << 20;
 /// A kernel setting and the value that it is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sysctl {
-    /// Its name, with dots.
-    pub name: &'static str,
+    /// Its name as `sysctl` takes it: with dots, and with a slash for a dot in an interface's name.
+    pub name: Cow<'static, str>,
     /// The value.
     pub value: u32,
     /// Whether nothing works without it. Some kernels lack one that is not required.
@@ -29,8 +30,8 @@ pub struct Sysctl {
 /// A setting that was changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Its name, with dots.
-    pub name: &'static str,
+    /// Its name.
+    pub name: Cow<'static, str>,
     /// The value before.
     pub from: String,
     /// The value now.
@@ -49,20 +50,20 @@ impl fmt::Display for Change {
 pub enum Error {
     /// The kernel does not have it.
     #[error("the kernel has no sysctl {0} (those of net.ipv4.vs need ip_vs; conntrack, CONFIG_IP_VS_NFCT)")]
-    Missing(&'static str),
+    Missing(Cow<'static, str>),
     /// It cannot be read.
     #[error("cannot read the sysctl {name}: {source}")]
     Read {
-        /// Its name, with dots.
-        name: &'static str,
+        /// Its name.
+        name: Cow<'static, str>,
         /// Why.
         source: io::Error,
     },
     /// It has another value and cannot be written, as in a container without privilege.
     #[error("cannot set the sysctl {name}: {source}; run \"sysctl -w {name}={value}\" on the node")]
     Write {
-        /// Its name, with dots.
-        name: &'static str,
+        /// Its name.
+        name: Cow<'static, str>,
         /// The value that it is to have.
         value: u32,
         /// Why.
@@ -95,19 +96,8 @@ impl KernelVersion {
     }
 }
 
-/// The settings that a node with this kernel needs: `strict_arp` as an operator has decided (`--ipvs-strict-arp`),
-/// `ipv6` if the node has it.
-pub fn plan(kernel: Option<KernelVersion>, strict_arp: bool, ipv6: bool) -> Vec<Sysctl> {
-    let required = |name, value| Sysctl {
-        name,
-        value,
-        required: true,
-    };
-    let useful = |name, value| Sysctl {
-        name,
-        value,
-        required: false,
-    };
+/// The settings that a node with this kernel needs: `strict_arp` as an operator has decided, `ipv6` if the node has it.
+pub fn plan(kernel: Option<KernelVersion>, strict_arp: &StrictArp, ipv6: bool) -> Vec<Sysctl> {
     let mut sysctls = vec![
         // Masquerading needs connection tracking of IPVS's flows.
         required("net.ipv4.vs.conntrack", 1),
@@ -125,12 +115,36 @@ pub fn plan(kernel: Option<KernelVersion>, strict_arp: bool, ipv6: bool) -> Vec<
     if ipv6 {
         sysctls.push(required("net.ipv6.conf.all.forwarding", 1));
     }
-    if strict_arp {
-        // Service addresses are answered for by whoever announces them, not by every node (D4).
-        sysctls.push(required("net.ipv4.conf.all.arp_ignore", 1));
-        sysctls.push(required("net.ipv4.conf.all.arp_announce", 2));
+    // Service addresses are answered for by whoever announces them, not by every node (D4).
+    match strict_arp {
+        StrictArp::Nowhere => {}
+        StrictArp::Everywhere => {
+            sysctls.push(required("net.ipv4.conf.all.arp_ignore", 1));
+            sysctls.push(required("net.ipv4.conf.all.arp_announce", 2));
+        }
+        // Nodes may differ in the interfaces that they have.
+        StrictArp::On(interfaces) => sysctls.extend(interfaces.iter().flat_map(|interface| {
+            let interface = interface.replace('.', "/");
+            let name = |setting| format!("net.ipv4.conf.{interface}.{setting}");
+            [useful(name("arp_ignore"), 1), useful(name("arp_announce"), 2)]
+        })),
     }
     sysctls
+}
+
+fn required(name: impl Into<Cow<'static, str>>, value: u32) -> Sysctl {
+    Sysctl {
+        name: name.into(),
+        value,
+        required: true,
+    }
+}
+
+fn useful(name: impl Into<Cow<'static, str>>, value: u32) -> Sysctl {
+    Sysctl {
+        required: false,
+        ..required(name, value)
+    }
 }
 
 /// The settings of connection tracking as an operator has decided, on a node with so many processors. Nothing depends on
@@ -161,13 +175,7 @@ pub fn conntrack(config: &Conntrack, cpus: u32) -> Vec<Sysctl> {
             config.udp_stream.map(seconds),
         ),
     ];
-    let sysctl = |(name, value): (_, Option<u32>)| {
-        Some(Sysctl {
-            name,
-            value: value?,
-            required: false,
-        })
-    };
+    let sysctl = |(name, value): (_, Option<u32>)| Some(useful(name, value?));
     wanted.into_iter().filter_map(sysctl).collect()
 }
 
@@ -221,7 +229,7 @@ pub fn ensure(sysctls: &[Sysctl]) -> Result<Vec<Change>, Error> {
 /// The settings that are not what they are to be.
 pub fn differing(sysctls: &[Sysctl]) -> impl Iterator<Item = &Sysctl> {
     sysctls.iter().filter(|sysctl| {
-        let value = fs::read_to_string(path(Path::new(ROOT), sysctl.name));
+        let value = fs::read_to_string(path(Path::new(ROOT), &sysctl.name));
         !value.is_ok_and(|value| value.trim() == sysctl.value.to_string())
     })
 }
@@ -239,8 +247,8 @@ fn ensure_in(root: &Path, sysctls: &[Sysctl]) -> Result<Vec<Change>, Error> {
 }
 
 fn ensure_one(root: &Path, sysctl: &Sysctl) -> Result<Option<Change>, Error> {
-    let Sysctl { name, value, .. } = *sysctl;
-    let path = path(root, name);
+    let Sysctl { name, value, .. } = sysctl.clone();
+    let path = path(root, &name);
     let from = match fs::read_to_string(&path) {
         Ok(from) => from.trim().to_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Missing(name)),
@@ -249,16 +257,19 @@ fn ensure_one(root: &Path, sysctl: &Sysctl) -> Result<Option<Change>, Error> {
     if from == value.to_string() {
         return Ok(None);
     }
-    fs::write(&path, value.to_string()).map_err(|source| Error::Write { name, value, source })?;
-    Ok(Some(Change {
-        name,
-        from,
-        to: value,
-    }))
+    match fs::write(&path, value.to_string()) {
+        Ok(()) => Ok(Some(Change {
+            name,
+            from,
+            to: value,
+        })),
+        Err(source) => Err(Error::Write { name, value, source }),
+    }
 }
 
 fn path(root: &Path, name: &str) -> PathBuf {
-    root.join(name.replace('.', "/"))
+    let parts = name.split('.').map(|part| part.replace('/', "."));
+    root.join(parts.collect::<PathBuf>())
 }
 
 #[cfg(test)]
@@ -293,7 +304,7 @@ mod tests {
     }
 
     fn names(sysctls: &[Sysctl]) -> Vec<&str> {
-        sysctls.iter().map(|sysctl| sysctl.name).collect()
+        sysctls.iter().map(|sysctl| &*sysctl.name).collect()
     }
 
     #[test]
@@ -304,9 +315,9 @@ mod tests {
             "net.ipv4.vs.expire_quiescent_template",
             "net.ipv4.ip_forward",
         ];
-        assert_eq!(names(&plan(Some(V6_1), false, false)), always);
+        assert_eq!(names(&plan(Some(V6_1), &StrictArp::Nowhere, false)), always);
         let reuse_mode = |release| {
-            let sysctls = plan(KernelVersion::parse(release), false, false);
+            let sysctls = plan(KernelVersion::parse(release), &StrictArp::Nowhere, false);
             sysctls
                 .iter()
                 .find(|sysctl| sysctl.name == "net.ipv4.vs.conn_reuse_mode")
@@ -317,13 +328,30 @@ mod tests {
         assert_eq!(reuse_mode("5.8.18-generic"), Some(0));
         assert_eq!(reuse_mode("5.9"), None);
         assert_eq!(
-            names(&plan(Some(V6_1), true, true))[4..],
+            names(&plan(Some(V6_1), &StrictArp::Everywhere, true))[4..],
             [
                 "net.ipv6.conf.all.forwarding",
                 "net.ipv4.conf.all.arp_ignore",
                 "net.ipv4.conf.all.arp_announce"
             ]
         );
+    }
+
+    /// D4
+    #[test]
+    fn arp_is_strict_on_some_interfaces_only() {
+        let interfaces = StrictArp::On(vec!["eth0".into(), "bond0.100".into()]);
+        let sysctls = plan(Some(V6_1), &interfaces, false);
+        let [.., ignore, announce] = sysctls.as_slice() else {
+            panic!("{sysctls:?}")
+        };
+        assert_eq!(*ignore, useful("net.ipv4.conf.bond0/100.arp_ignore", 1));
+        assert_eq!(*announce, useful("net.ipv4.conf.bond0/100.arp_announce", 2));
+        assert_eq!(
+            path(Path::new(ROOT), &ignore.name),
+            Path::new("/proc/sys/net/ipv4/conf/bond0.100/arp_ignore")
+        );
+        assert_eq!(names(&sysctls)[4], "net.ipv4.conf.eth0.arp_ignore");
     }
 
     #[test]
@@ -350,7 +378,10 @@ mod tests {
             ..Conntrack::default()
         };
         let sysctls = conntrack(&config, 1);
-        let wanted: Vec<_> = sysctls.iter().map(|sysctl| (sysctl.name, sysctl.value)).collect();
+        let wanted: Vec<_> = sysctls
+            .iter()
+            .map(|sysctl| (&*sysctl.name, sysctl.value))
+            .collect();
         assert_eq!(
             wanted,
             [
@@ -387,19 +418,11 @@ mod tests {
             &[("net.ipv4.ip_forward", "0\n"), ("net.ipv4.vs.conntrack", "1\n")],
         );
         let wanted = [
-            Sysctl {
-                name: "net.ipv4.ip_forward",
-                value: 1,
-                required: true,
-            },
-            Sysctl {
-                name: "net.ipv4.vs.conntrack",
-                value: 1,
-                required: true,
-            },
+            required("net.ipv4.ip_forward", 1),
+            required("net.ipv4.vs.conntrack", 1),
         ];
         let change = Change {
-            name: "net.ipv4.ip_forward",
+            name: "net.ipv4.ip_forward".into(),
             from: "0".to_owned(),
             to: 1,
         };
@@ -417,20 +440,15 @@ mod tests {
         let wanted = |required| {
             [
                 Sysctl {
-                    name: "net.ipv4.vs.conn_reuse_mode",
-                    value: 0,
                     required,
+                    ..useful("net.ipv4.vs.conn_reuse_mode", 0)
                 },
-                Sysctl {
-                    name: "net.ipv4.ip_forward",
-                    value: 1,
-                    required: true,
-                },
+                super::required("net.ipv4.ip_forward", 1),
             ]
         };
         assert!(matches!(
             ensure_in(&root.0, &wanted(true)),
-            Err(Error::Missing("net.ipv4.vs.conn_reuse_mode"))
+            Err(Error::Missing(name)) if name == "net.ipv4.vs.conn_reuse_mode"
         ));
         assert_eq!(root.value("net.ipv4.ip_forward"), "0");
         assert_eq!(ensure_in(&root.0, &wanted(false)).unwrap().len(), 1);
@@ -441,7 +459,7 @@ mod tests {
     #[test]
     fn one_that_cannot_be_written_is_named_with_the_command_to_run() {
         let error = Error::Write {
-            name: "net.ipv4.ip_forward",
+            name: "net.ipv4.ip_forward".into(),
             value: 1,
             source: io::Error::from(io::ErrorKind::ReadOnlyFilesystem),
         };
