@@ -414,6 +414,37 @@ fn q25_events_tell_of_the_start_and_of_conflicts() -> Result<()> {
     Ok(())
 }
 
+/// The Service is programmed as if the annotation were not there.
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn an_annotation_that_makes_no_sense_is_told_by_an_event() -> Result<()> {
+    let mut watched = Watched::new()?;
+    watched.start()?;
+    let plain = tcp_service(10);
+    let name = "{name: web-10,";
+    assert!(plain.contains(name), "{plain}");
+    let annotated = plain.replace(
+        name,
+        &format!("{name} annotations: {{ipvs-proxier/scheduler: fastest}},"),
+    );
+    watched.api().apply(&annotated)?;
+    watched.expect("-A -t 10.96.0.10:80 -s rr")?;
+    eventually(|| {
+        let events = watched.api().events()?;
+        let told = events.iter().filter(|event| {
+            let regarding = event
+                .regarding
+                .as_ref()
+                .and_then(|regarding| regarding.name.as_deref());
+            event.reason.as_deref() == Some("InvalidAnnotation") && regarding == Some("web-10")
+        });
+        let notes: Vec<_> = told.filter_map(|event| event.note.as_deref()).collect();
+        let good =
+            matches!(notes[..], [note] if note.contains("[ipvs-proxier/scheduler]: \"fastest\" is not"));
+        Ok(if good { Ok(()) } else { Err(format!("{notes:?}")) })
+    })
+}
+
 /// F6: connections whose packets get lost look as if nothing happened.
 #[test]
 #[ignore = "needs an API server: cargo xtask test"]

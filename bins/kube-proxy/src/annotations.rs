@@ -10,7 +10,7 @@
 //! | `ipvs-proxier/weights` | `10.244.1.7=5,10.244.2.0/24=0`, weights 0 to 65535 | weights of endpoints by address |
 //! | `ipvs-proxier/excluded-nodes` | `*`, or names of nodes with commas between | nodes that do not program the Service (D11) |
 //!
-//! A value that cannot be used is reported, and the Service is programmed as if it were not there.
+//! A value that makes no sense is reported, and the Service is programmed as if it were not there.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -26,7 +26,6 @@ use serde::{
 use crate::{
     address::{parse_cidr, parse_ip},
     duration,
-    objects::{Problems, Reason},
 };
 
 const SCHEDULER: &str = "ipvs-proxier/scheduler";
@@ -102,25 +101,17 @@ impl<'de> Deserialize<'de> for Annotations {
 }
 
 /// What a Service's annotations ask for; nothing if they ask for nothing.
-pub(crate) fn overrides(metadata: &ObjectMeta, problems: &mut Problems) -> Option<Box<Overrides>> {
+pub(crate) fn overrides(metadata: &ObjectMeta) -> Option<Box<Overrides>> {
     let annotations = metadata.annotations.as_ref()?;
-    let mut value = |name: &str, expected: &'static str, is_valid: &mut dyn FnMut(&str) -> bool| {
-        let value = annotations.get(name)?.trim();
-        let valid = is_valid(value);
-        if !valid {
-            problems.add(
-                format!("metadata.annotations[{name}]"),
-                Reason::BadAnnotation {
-                    value: value.to_owned(),
-                    expected,
-                },
-            );
-        }
-        Some(valid)
-    };
     let mut overrides = Overrides::default();
     let mut set = |name: &str, expected, parse: fn(&str, &mut Overrides) -> Option<()>| {
-        value(name, expected, &mut |text| parse(text, &mut overrides).is_some())
+        let value = annotations.get(name)?.trim();
+        if parse(value, &mut overrides).is_none() {
+            let sentence =
+                format!("metadata.annotations[{name}]: {value:?} is not {expected}; it is ignored");
+            overrides.invalid.push(sentence.into());
+        }
+        Some(())
     };
     const A_SCHEDULER: &str = "a scheduler of the kernel, such as rr, lc or mh";
     let chosen = set(SCHEDULER, A_SCHEDULER, parse_scheduler);
@@ -205,8 +196,8 @@ mod tests {
 
     use super::*;
 
-    /// What the annotations come to, and what is reported of them.
-    fn read(annotations: &[(&str, &str)]) -> (Overrides, Vec<String>) {
+    /// What the annotations come to.
+    fn read(annotations: &[(&str, &str)]) -> Overrides {
         let annotations = annotations
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
@@ -215,18 +206,14 @@ mod tests {
             annotations: Some(annotations),
             ..ObjectMeta::default()
         };
-        let mut problems = Problems::default();
-        let overrides = overrides(&metadata, &mut problems);
-        let problems = problems.0.iter().map(ToString::to_string).collect();
-        (
-            overrides.map(|overrides| *overrides).unwrap_or_default(),
-            problems,
-        )
+        overrides(&metadata)
+            .map(|overrides| *overrides)
+            .unwrap_or_default()
     }
 
     #[test]
     fn each_annotation_reaches_the_override_behind_it() {
-        let (overrides, problems) = read(&[
+        let overrides = read(&[
             (SCHEDULER, "sh"),
             (KUBE_ROUTER_SCHEDULER, "lc"),
             (SCHEDULER_FLAGS, "sh-port, sh-fallback"),
@@ -235,7 +222,6 @@ mod tests {
             (WEIGHTS, "10.244.1.7=5, 10.244.2.0/24=0,fd00::7=2"),
             (EXCLUDED_NODES, "node-1,node-2"),
         ]);
-        assert_eq!(problems, [""; 0]);
         let expected = Overrides {
             scheduler: Some(Scheduler::SOURCE_HASH),
             scheduler_flags: Some(ServiceFlags::SH_PORT | ServiceFlags::SH_FALLBACK),
@@ -247,16 +233,20 @@ mod tests {
                 ("fd00::7/128".parse().unwrap(), 2),
             ],
             excluded_nodes: Nodes::Named(vec!["node-1".into(), "node-2".into()]),
+            invalid: Vec::new(),
         };
         assert_eq!(overrides, expected);
-        assert_eq!(read(&[(EXCLUDED_NODES, "*")]).0.excluded_nodes, Nodes::All);
+        assert_eq!(read(&[(EXCLUDED_NODES, "*")]).excluded_nodes, Nodes::All);
     }
 
     #[test]
     fn kube_router_s_scheduler_is_understood() {
-        let (overrides, problems) = read(&[(KUBE_ROUTER_SCHEDULER, "lc")]);
-        assert_eq!(overrides.scheduler, Some(Scheduler::LEAST_CONNECTION));
-        assert_eq!(problems, [""; 0]);
+        let overrides = read(&[(KUBE_ROUTER_SCHEDULER, "lc")]);
+        let expected = Overrides {
+            scheduler: Some(Scheduler::LEAST_CONNECTION),
+            ..Overrides::default()
+        };
+        assert_eq!(overrides, expected);
     }
 
     #[test]
@@ -271,13 +261,14 @@ mod tests {
             (WEIGHTS, "10.244.1.7"),
             (WEIGHTS, "web-1=3"),
         ] {
-            let (overrides, problems) = read(&[(name, value)]);
+            let mut overrides = read(&[(name, value)]);
+            let invalid = std::mem::take(&mut overrides.invalid);
             assert_eq!(overrides, Overrides::default(), "{name}={value}");
-            let [problem] = &problems[..] else {
-                panic!("{name}={value}: {problems:?}")
+            let [sentence] = &invalid[..] else {
+                panic!("{name}={value}: {invalid:?}")
             };
             let beginning = format!("metadata.annotations[{name}]: {value:?} is not ");
-            assert!(problem.starts_with(&beginning), "{problem}");
+            assert!(sentence.starts_with(&beginning), "{sentence}");
         }
     }
 

@@ -98,6 +98,7 @@ impl Event {
             reason: match problem {
                 Problem::Conflict { .. } => "AddressConflict",
                 Problem::NobodyAdmitted { .. } => "InvalidSourceRanges",
+                Problem::InvalidAnnotation(_) => "InvalidAnnotation",
                 Problem::RefusedAddress { .. } => "AddressRefused",
             },
             action: "ProgramService",

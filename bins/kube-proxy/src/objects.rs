@@ -93,8 +93,6 @@ pub(crate) enum Reason {
     UnknownChoice(String, &'static str),
     #[error("{0:?} is neither IPv4 nor IPv6")]
     UnknownAddressType(String),
-    #[error("{value:?} is not {expected}; it is ignored")]
-    BadAnnotation { value: String, expected: &'static str },
 }
 
 /// A core/v1 `Service`.
@@ -379,7 +377,7 @@ impl Service {
                 .health_check_node_port
                 .filter(|port| has_health_check && *port != 0)
                 .and_then(|port| problems.port(port, || "spec.healthCheckNodePort".into())),
-            overrides: annotations::overrides(&self.metadata, problems),
+            overrides: annotations::overrides(&self.metadata),
         })
     }
 

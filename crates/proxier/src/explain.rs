@@ -85,7 +85,7 @@ pub fn explain<'a>(
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Service {}", self.service)?;
-        if self.plan == Plan::default() {
+        if self.plan.addresses.is_empty() {
             writeln!(f, "wants nothing on this node")?;
         }
         // A conflict is told where the virtual server is.

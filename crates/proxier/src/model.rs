@@ -96,6 +96,8 @@ pub struct Overrides {
     pub weights: Vec<(IpNet, u32)>,
     /// The nodes on which the Service is not programmed, because something else has its addresses there (D11).
     pub excluded_nodes: Nodes,
+    /// What it asks for and what cannot be made sense of, each in a sentence; the rest holds.
+    pub invalid: Vec<Arc<str>>,
 }
 
 impl Overrides {

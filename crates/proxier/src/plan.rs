@@ -166,9 +166,14 @@ pub fn plan<'a>(
     config: &Config,
 ) -> Plan {
     let mut plan = Plan::default();
-    let overrides = service.overrides.as_deref();
-    if overrides.is_some_and(|overrides| overrides.excluded_nodes.contains(&config.node_name)) {
-        return plan;
+    if let Some(overrides) = service.overrides.as_deref() {
+        let invalid = overrides.invalid.iter().cloned();
+        plan.status
+            .problems
+            .extend(invalid.map(Problem::InvalidAnnotation));
+        if overrides.excluded_nodes.contains(&config.node_name) {
+            return plan;
+        }
     }
     let place = Place {
         node: &config.node_name,
@@ -993,6 +998,20 @@ mod tests {
             "E15"
         );
         assert_eq!(tcp.real_servers.usable.values().collect::<Vec<_>>(), [&3, &0, &1]);
+    }
+
+    #[test]
+    fn an_invalid_annotation_is_told_of_on_every_node() {
+        for excluded_nodes in [Nodes::default(), Nodes::All] {
+            let mut service = service("web", "10.96.0.10");
+            service.overrides = Some(Box::new(Overrides {
+                excluded_nodes,
+                invalid: vec!["it makes no sense".into()],
+                ..Overrides::default()
+            }));
+            let problem = Problem::InvalidAnnotation("it makes no sense".into());
+            assert_eq!(status(&service, &[]).problems, BTreeSet::from([problem]));
+        }
     }
 
     #[test]

@@ -1250,6 +1250,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_invalid_annotation_is_told_once_per_change() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        running.take_reports();
+        let web = |external_ip: &str, invalid: Option<&str>| {
+            let mut web = web();
+            web.external_ips = vec![ip(external_ip)];
+            web.overrides = invalid.map(|sentence| {
+                Box::new(Overrides {
+                    invalid: vec![sentence.into()],
+                    ..Overrides::default()
+                })
+            });
+            Change::Service(web)
+        };
+        for (external_ip, invalid, is_told) in [
+            ("203.0.113.7", Some("one"), true),
+            ("203.0.113.8", Some("one"), false),
+            ("203.0.113.8", Some("another"), true),
+            ("203.0.113.8", None, true),
+        ] {
+            running.send(web(external_ip, invalid));
+            running.pass(MOMENT).await;
+            let problems = invalid.map(|sentence| Problem::InvalidAnnotation(sentence.into()));
+            let told = is_told.then(|| (name("web"), problems.into_iter().collect()));
+            assert_eq!(running.take_statuses(), told.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_done_is_reported() {
         let kernel = FakeKernel::default();
         let mut running = Running::with_web(&kernel).await;

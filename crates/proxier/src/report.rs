@@ -8,6 +8,7 @@ use std::{
     fmt,
     net::IpAddr,
     num::NonZeroU16,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -184,6 +185,8 @@ pub enum Problem {
         /// The family of the load-balancer address.
         family: Family,
     },
+    /// An annotation has a value that makes no sense, as the sentence says; it is ignored.
+    InvalidAnnotation(Arc<str>),
     /// An external or load-balancer address is not programmed (C4).
     RefusedAddress {
         /// The address.
@@ -212,6 +215,7 @@ impl fmt::Display for Problem {
                 f,
                 "loadBalancerSourceRanges has no valid {family} range: no {family} client is admitted"
             ),
+            Self::InvalidAnnotation(sentence) => f.write_str(sentence),
             Self::RefusedAddress { address, reason } => {
                 write!(f, "{address} is not served: ")?;
                 f.write_str(match reason {
