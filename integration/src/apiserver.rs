@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use crate::daemon::Daemon;
 use crate::error::{Context, Result};
 use crate::go::{Go, Program};
 use crate::lab::Lab;
+use crate::packages;
+use crate::process::output;
 use crate::progress::step;
 
 /// Where a guest finds the host's loopback.
@@ -27,7 +30,7 @@ pub const SERVICE_RANGES: &str = "10.96.0.0/12,fd00:10:96::/112";
 /// How long an API server may take to answer, on a machine that does other things too.
 const START_LIMIT: Duration = Duration::from_secs(180);
 
-/// The one user, who may do everything.
+/// The one user, who may do everything, shows a token or a certificate.
 const TOKEN: &str = "lab";
 
 /// An API server and its data. Both end with this value.
@@ -69,6 +72,7 @@ impl ApiServer {
         };
         let tokens = server.dir.join("tokens");
         fs::write(&tokens, format!("{TOKEN},lab,lab\n")).path("write", &tokens)?;
+        server.make_client_certificate()?;
         server.resume()?;
         Ok(server)
     }
@@ -104,7 +108,7 @@ impl ApiServer {
         self.port
     }
 
-    /// A kubeconfig for the loopback address.
+    /// A kubeconfig for the loopback address. Its users are the same one, by token and by certificate.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir.join("kubeconfig")
@@ -132,12 +136,38 @@ impl ApiServer {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "lab", "cluster": cluster}],
-            "users": [{"name": "lab", "user": {"token": TOKEN}}],
+            "users": [
+                {"name": "lab", "user": {"token": TOKEN}},
+                {"name": "lab-by-certificate", "user": {
+                    "client-certificate-data": self.encoded("client.crt")?,
+                    "client-key-data": self.encoded("client.key")?,
+                }},
+            ],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
             "current-context": "lab",
         });
         let file = self.kubeconfig();
         fs::write(&file, kubeconfig.to_string()).path("write", &file)
+    }
+
+    /// Makes an authority for clients' certificates, and a certificate for the one user.
+    fn make_client_certificate(&self) -> Result<()> {
+        packages::require("openssl", "openssl", "to make a client certificate")?;
+        let new_certificate = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+        for signed in [
+            "-subj /CN=lab-clients -keyout client-ca.key -out client-ca.crt",
+            "-subj /CN=lab -keyout client.key -out client.crt -CA client-ca.crt -CAkey client-ca.key",
+        ] {
+            let arguments = new_certificate.split(' ').chain(signed.split(' '));
+            output(Command::new("openssl").args(arguments).current_dir(&self.dir))?;
+        }
+        Ok(())
+    }
+
+    /// A file of the server's directory, as a kubeconfig has it.
+    fn encoded(&self, name: &str) -> Result<String> {
+        let file = self.dir.join(name);
+        Ok(BASE64_STANDARD.encode(fs::read(&file).path("read", &file)?))
     }
 
     /// Waits until every part of the server is ready and the objects that it makes itself are there.
@@ -193,6 +223,9 @@ impl ApiServer {
             format!("--service-account-signing-key-file={}", key.display()),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--token-auth-file={}", self.dir.join("tokens").display()),
+            format!("--client-ca-file={}", self.dir.join("client-ca.crt").display()),
+            // Who shows nothing is nobody, lest a client without its credentials go unnoticed.
+            "--anonymous-auth=false".into(),
             "--authorization-mode=AlwaysAllow".into(),
             format!("--etcd-servers={}", self.etcd_url()),
             format!("--service-cluster-ip-range={SERVICE_RANGES}"),

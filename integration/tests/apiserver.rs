@@ -1,8 +1,10 @@
 //! The main job with a real API server: what it says, the kernel does, also after the server was away.
 
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use integration::cluster::{Cluster, eventually};
 use integration::kube_proxy::KubeProxy;
 use integration::manifest::{Endpoint, service, slice};
@@ -11,6 +13,7 @@ use integration::traffic::Protocol;
 use integration::traffic::Protocol::Tcp;
 use integration::uplink::{KUBECONFIG, Uplink};
 use integration::{Result, api};
+use serde_json::{Value, json};
 
 const TCP_8080: &[(Protocol, u16)] = &[(Tcp, 8080)];
 
@@ -46,9 +49,14 @@ impl Watched {
     }
 
     fn start(&mut self) -> Result<()> {
+        self.start_with(KUBECONFIG, "in sync")
+    }
+
+    /// Starts kube-proxy with a kubeconfig, and waits until it has said this.
+    fn start_with(&mut self, kubeconfig: &str, says: &str) -> Result<()> {
         let flags = [
             "--kubeconfig",
-            KUBECONFIG,
+            kubeconfig,
             "--hostname-override=node",
             "--cluster-cidr",
             CLUSTER_CIDRS,
@@ -56,7 +64,7 @@ impl Watched {
         ];
         let log = self.cluster.new_log();
         let kube_proxy = KubeProxy::start(&self.cluster.node().namespace, &flags, &log)?;
-        self.kube_proxy.insert(kube_proxy).wait_for("in sync")
+        self.kube_proxy.insert(kube_proxy).wait_for(says)
     }
 
     fn api(&self) -> &api::Client {
@@ -443,6 +451,64 @@ fn an_annotation_that_makes_no_sense_is_told_by_an_event() -> Result<()> {
             matches!(notes[..], [note] if note.contains("[ipvs-proxier/scheduler]: \"fastest\" is not"));
         Ok(if good { Ok(()) } else { Err(format!("{notes:?}")) })
     })
+}
+
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn all_kinds_of_credentials_that_a_kubeconfig_may_have_are_shown() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let file = |name: &str, content: &[u8]| {
+        let path = watched.cluster.scratch(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let lab: Value = serde_json::from_str(&fs::read_to_string(KUBECONFIG).unwrap()).unwrap();
+    let [by_token, by_certificate] = [0, 1].map(|user| &lab["users"][user]["user"]);
+    let decoded = |data: &str| {
+        BASE64_STANDARD
+            .decode(by_certificate[data].as_str().unwrap())
+            .unwrap()
+    };
+    let token = by_token["token"].as_str().unwrap();
+    let credential = json!({
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": token},
+    });
+    let plugin = format!("cat <<EOF\n{credential}\nEOF\n");
+    let users = [
+        (json!({"token": "wrong"}), "the API server answers 401"),
+        (by_token.clone(), "in sync"),
+        (json!({"tokenFile": file("token", token.as_bytes())}), "in sync"),
+        (by_certificate.clone(), "in sync"),
+        (
+            json!({
+                "client-certificate": file("client.crt", &decoded("client-certificate-data")),
+                "client-key": file("client.key", &decoded("client-key-data")),
+            }),
+            "in sync",
+        ),
+        (
+            json!({"exec": {
+                "apiVersion": "client.authentication.k8s.io/v1",
+                "command": "sh",
+                "args": [file("plugin", plugin.as_bytes())],
+                "interactiveMode": "Never",
+            }}),
+            "in sync",
+        ),
+    ];
+    let kubeconfigs = users.map(|(user, says)| {
+        let mut kubeconfig = lab.clone();
+        kubeconfig["users"] = json!([{"name": "lab", "user": user}]);
+        (kubeconfig.to_string(), says)
+    });
+    for (number, (kubeconfig, says)) in kubeconfigs.iter().enumerate() {
+        let path = watched.cluster.scratch(&format!("kubeconfig-{number}"));
+        fs::write(&path, kubeconfig).unwrap();
+        watched.start_with(path.to_str().unwrap(), says)?;
+    }
+    Ok(())
 }
 
 /// F6: connections whose packets get lost look as if nothing happened.
