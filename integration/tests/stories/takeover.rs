@@ -1,6 +1,7 @@
 //! Another kube-proxy was here before: what it left goes on serving until ours does, and then goes.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -356,7 +357,7 @@ const NET_ADMIN_ALONE: [&str; 8] = [
     "--ambient-caps=-all,+net_admin",
 ];
 
-/// Starts kube-proxy with few privileges, and `/proc/sys` read-only.
+/// Starts kube-proxy with few privileges, and with the root and `/proc/sys` read-only.
 fn start_unprivileged(cluster: &mut Cluster) -> Result<KubeProxy> {
     const SYSCTLS: &str = "/proc/sys";
     let (flags, log) = (cluster.flags(), cluster.new_log());
@@ -365,7 +366,13 @@ fn start_unprivileged(cluster: &mut Cluster) -> Result<KubeProxy> {
         // SAFETY: the thread has this to do and nothing else, and what it starts shares its mounts.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
         mount_bind(SYSCTLS, SYSCTLS).unwrap();
-        mount_remount(SYSCTLS, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+        // Where the log is.
+        mount_bind("/tmp", "/tmp").unwrap();
+        for path in ["/", SYSCTLS] {
+            mount_remount(path, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+        }
+        let written = fs::write("/written", "").map_err(|error| error.kind());
+        assert_eq!(written, Err(ErrorKind::ReadOnlyFilesystem));
         let [setpriv, arguments @ ..] = NET_ADMIN_ALONE;
         let mut command = Command::new(setpriv);
         command.args(arguments).arg("kube-proxy").args(&flags);
