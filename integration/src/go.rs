@@ -107,6 +107,14 @@ impl Go {
     }
 }
 
+/// Builds a program at a version, `path/of/its/package@version`, and runs it; gives its standard output.
+///
+/// # Errors
+/// Its modules cannot be fetched, the build failed, or the program did.
+pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    output(go().args(["run", program]).args(arguments))
+}
+
 /// The go command in the directory of the pins, for programs that run in any guest.
 fn go() -> Command {
     let mut command = Command::new("go");

@@ -1,10 +1,11 @@
-//! `cargo xtask package`: the program as it is shipped, static, for each architecture.
+//! `cargo xtask package`: the program as it is shipped, static, for each architecture; and a look at what deploys it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::ArgMatches;
+use integration::go::{self, Go};
 use integration::{Error, Result, cargo, packages, process};
 
 /// A processor architecture that Kubernetes nodes have.
@@ -43,12 +44,17 @@ const ARCHITECTURES: [Architecture; 2] = [
 /// Comes with Rust, and links for every architecture.
 const LINKER: &str = "rust-lld";
 
+/// What reads the manifests of a deployment, as Go's packages.
+const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.19.0";
+const KUSTOMIZE: &str = "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1";
+
 /// The largest that a binary may be, in bytes.
 const LIMIT: u64 = 15 * 1024 * 1024;
 
 pub(crate) fn command() -> clap::Command {
     clap::Command::new("package").about(
-        "Build kube-proxy as it is shipped: one static program for each architecture, in target/package",
+        "Build kube-proxy as it is shipped: one static program for each architecture, in target/package; and check the \
+         Helm chart and the Kustomize base",
     )
 }
 
@@ -74,7 +80,47 @@ pub(crate) fn run(_: &ArgMatches) -> Result<u8> {
         }
         println!("{}: {:.1} MB, static", place.display(), size as f64 / 1e6);
     }
+    check_deployments()?;
     Ok(0)
+}
+
+/// Has the tools that read them accept the Helm chart and the Kustomize base.
+fn check_deployments() -> Result<()> {
+    // Says so itself where there is none.
+    Go::find()?;
+    let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../bins/kube-proxy/deploy");
+    let (chart, base) = (
+        format!("{deploy}/helm/kube-proxy-ipvs"),
+        format!("{deploy}/kustomize"),
+    );
+    let values = [
+        "--set=apiServer=https://192.0.2.1:6443",
+        "--set=extraArgs={--ipvs-drain-timeout=5m}",
+        "--set=configuration.ipvs.scheduler=lc",
+    ];
+    // A Helm that Go has built takes the cluster for an old one.
+    let release = ["--kube-version=1.36.0", "--namespace=kube-system"];
+    let lint = ["lint", "--strict", &chart, "--kube-version=1.36.0"];
+    let template = ["template", "kube-proxy-ipvs", &chart];
+    go::run(HELM, &[&lint[..], &values].concat())?;
+    let rendered = [
+        (
+            "Helm chart",
+            go::run(HELM, &[&template[..], &release, &values].concat())?,
+        ),
+        ("Kustomize base", go::run(KUSTOMIZE, &["build", &base])?),
+    ];
+    for (name, manifests) in rendered {
+        for kind in ["ServiceAccount", "ClusterRoleBinding", "ConfigMap", "DaemonSet"] {
+            if !manifests.contains(&format!("kind: {kind}\n")) {
+                return Err(Error::Unavailable(format!(
+                    "the {name} has no {kind}:\n{manifests}"
+                )));
+            }
+        }
+        println!("{name}: accepted");
+    }
+    Ok(())
 }
 
 fn build(architecture: &Architecture) -> Result<PathBuf> {
