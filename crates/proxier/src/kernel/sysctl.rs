@@ -226,12 +226,17 @@ pub fn ensure(sysctls: &[Sysctl]) -> Result<Vec<Change>, Error> {
     ensure_in(Path::new(ROOT), sysctls)
 }
 
-/// The settings that are not what they are to be.
+/// The settings that are not what they are to be. One that is not required may be missing.
 pub fn differing(sysctls: &[Sysctl]) -> impl Iterator<Item = &Sysctl> {
-    sysctls.iter().filter(|sysctl| {
-        let value = fs::read_to_string(path(Path::new(ROOT), &sysctl.name));
-        !value.is_ok_and(|value| value.trim() == sysctl.value.to_string())
-    })
+    let root = Path::new(ROOT);
+    sysctls.iter().filter(|sysctl| differs(root, sysctl))
+}
+
+fn differs(root: &Path, sysctl: &Sysctl) -> bool {
+    match fs::read_to_string(path(root, &sysctl.name)) {
+        Ok(value) => value.trim() != sysctl.value.to_string(),
+        Err(error) => sysctl.required || error.kind() != io::ErrorKind::NotFound,
+    }
 }
 
 fn ensure_in(root: &Path, sysctls: &[Sysctl]) -> Result<Vec<Change>, Error> {
@@ -451,6 +456,11 @@ mod tests {
             Err(Error::Missing(name)) if name == "net.ipv4.vs.conn_reuse_mode"
         ));
         assert_eq!(root.value("net.ipv4.ip_forward"), "0");
+        assert_eq!(wanted(true).map(|sysctl| differs(&root.0, &sysctl)), [true, true]);
+        assert_eq!(
+            wanted(false).map(|sysctl| differs(&root.0, &sysctl)),
+            [false, true]
+        );
         assert_eq!(ensure_in(&root.0, &wanted(false)).unwrap().len(), 1);
         assert_eq!(root.value("net.ipv4.ip_forward"), "1");
     }
