@@ -222,7 +222,7 @@ impl Client {
         let resource = ApiResource::from_gvk(&kind);
         let client = self.client.clone();
         let api = match (kind.kind.as_str(), &object.metadata.namespace) {
-            ("Node" | "Namespace", _) => Api::all_with(client, &resource),
+            ("Node" | "Namespace" | "ClusterRoleBinding", _) => Api::all_with(client, &resource),
             (_, Some(namespace)) => Api::namespaced_with(client, namespace, &resource),
             (_, None) => Api::namespaced_with(client, "default", &resource),
         };

@@ -224,6 +224,8 @@ impl ApiServer {
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--token-auth-file={}", self.dir.join("tokens").display()),
             format!("--client-ca-file={}", self.dir.join("client-ca.crt").display()),
+            // As every cluster has it, for its DaemonSets.
+            "--allow-privileged".into(),
             // Who shows nothing is nobody, lest a client without its credentials go unnoticed.
             "--anonymous-auth=false".into(),
             "--authorization-mode=AlwaysAllow".into(),

@@ -453,6 +453,21 @@ fn an_annotation_that_makes_no_sense_is_told_by_an_event() -> Result<()> {
     })
 }
 
+/// No field that the API does not know, and no value that it refuses.
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn what_the_kustomize_base_deploys_is_accepted() -> Result<()> {
+    let watched = Watched::new()?;
+    for manifests in [
+        include_str!("../../bins/kube-proxy/deploy/kustomize/rbac.yaml"),
+        include_str!("../../bins/kube-proxy/deploy/kustomize/configmap.yaml"),
+        include_str!("../../bins/kube-proxy/deploy/kustomize/daemonset.yaml"),
+    ] {
+        watched.api().apply(manifests)?;
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs an API server: cargo xtask test"]
 fn all_kinds_of_credentials_that_a_kubeconfig_may_have_are_shown() -> Result<()> {
