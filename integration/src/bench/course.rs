@@ -1,4 +1,4 @@
-//! What a proxier is put through, and what came out.
+//! What proxiers are put through, and what came out.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,17 @@ use crate::bench::Load;
 use crate::error::{Error, Result};
 use crate::proxiers::Proxier;
 
-/// What one proxier is put through. All courses of a boot are run on the same objects, which only become more.
+/// What is done in a guest. All tasks of a boot are done on the same objects, which only become more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Task {
+    /// One proxier is put through this.
+    Course(Course),
+    /// Packets are.
+    Flows(Flows),
+}
+
+/// What one proxier is put through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Course {
     /// Who runs it.
@@ -20,6 +30,20 @@ pub struct Course {
     /// How long it is watched doing nothing then, in seconds.
     pub idle: u64,
     /// How long a start may take, in seconds.
+    pub patience: u64,
+}
+
+/// How connections through nodes that proxiers have programmed are measured: in turns, round by round, because the
+/// speed of an emulated processor changes with the time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// The objects.
+    pub load: Load,
+    /// Who programs a node with them. A node of upstream's mode ipvs stays, and is measured with the later ones, too.
+    pub proxiers: Vec<Proxier>,
+    /// How many rounds there are.
+    pub rounds: usize,
+    /// How long a proxier may take to program its node, in seconds.
     pub patience: u64,
 }
 
@@ -52,12 +76,38 @@ pub struct Limit {
     pub theirs: Vec<f64>,
 }
 
+/// What connections cost through some nodes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FlowCosts {
+    /// The objects that there were.
+    pub load: Load,
+    /// Of each node.
+    pub nodes: Vec<NodeCosts>,
+}
+
+/// What connections cost through one node: the mean of each round, in seconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeCosts {
+    /// Who has programmed it. If nobody, clients ask an endpoint itself, whose packets the node forwards.
+    pub proxier: Option<Proxier>,
+    /// What is programmed.
+    pub load: Load,
+    /// A byte there and back on an established connection from a pod to a ClusterIP.
+    pub round_trips: Vec<f64>,
+    /// The same on a connection of its own: from its first packet until it is closed.
+    pub cluster_ip: Vec<f64>,
+    /// The same from outside the cluster to a node port.
+    pub node_port: Vec<f64>,
+}
+
 /// A line of what is said in a guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
     /// Of a course.
     Outcome(Outcome),
+    /// Of flows.
+    Flows(FlowCosts),
     /// Of the benchmark `limit`.
     Limit(Limit),
 }
@@ -80,8 +130,17 @@ pub struct Memory {
     pub peak: u64,
 }
 
-impl Course {
-    /// Reads a course from the JSON that it was written to.
+impl Task {
+    /// The objects that there are meanwhile.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        match self {
+            Self::Course(course) => course.load,
+            Self::Flows(flows) => flows.load,
+        }
+    }
+
+    /// Reads a task from the JSON that it was written to.
     ///
     /// # Errors
     /// The text is none.

@@ -28,7 +28,8 @@ metadata: {name: node}
 status: {addresses: [{type: InternalIP, address: 192.168.10.2}]}
 ";
 
-/// Services `default/b-0`, `default/b-1`, ... of one TCP port, each with one slice of the same name.
+/// Services `default/b-0`, `default/b-1`, ... of one TCP port, each with one slice of the same name. The first has a
+/// node port, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Load {
     /// How many Services.
@@ -42,11 +43,19 @@ impl Load {
     pub const PORT: u16 = 80;
     /// The port of each endpoint.
     pub const TARGET_PORT: u16 = 8080;
+    /// The node port of the first Service, which alone has one.
+    pub const NODE_PORT: u16 = 30080;
 
     /// The ClusterIP of a Service, by its number.
     #[must_use]
     pub fn cluster_ip(service: usize) -> Ipv4Addr {
         nth(SERVICES, service)
+    }
+
+    /// The address of an endpoint, counted through all Services.
+    #[must_use]
+    pub fn endpoint(number: usize) -> Ipv4Addr {
+        nth(ENDPOINTS, number)
     }
 
     /// An address that no endpoint has, to replace one.
@@ -79,7 +88,7 @@ impl Load {
                 other => format!("node-{other}"),
             };
             json!({
-                "addresses": [nth(ENDPOINTS, number)],
+                "addresses": [Self::endpoint(number)],
                 "conditions": {"ready": true, "serving": true, "terminating": false},
                 "nodeName": node,
                 "targetRef": {"kind": "Pod", "namespace": "default", "name": format!("b-{service}-{index}")},
@@ -110,14 +119,25 @@ pub fn name(service: usize) -> String {
 }
 
 fn service(number: usize) -> Value {
+    let (kind, node_port) = match number {
+        0 => ("NodePort", Some(Load::NODE_PORT)),
+        _ => ("ClusterIP", None),
+    };
     json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"namespace": "default", "name": name(number), "labels": {"app": name(number)}},
         "spec": {
+            "type": kind,
             "clusterIP": Load::cluster_ip(number),
             // Without a selector: the slices are made here.
-            "ports": [{"name": "http", "protocol": "TCP", "port": Load::PORT, "targetPort": Load::TARGET_PORT}],
+            "ports": [{
+                "name": "http",
+                "protocol": "TCP",
+                "port": Load::PORT,
+                "targetPort": Load::TARGET_PORT,
+                "nodePort": node_port,
+            }],
         },
     })
 }

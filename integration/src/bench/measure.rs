@@ -1,6 +1,5 @@
 //! One course, in the guest.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
@@ -59,30 +58,21 @@ impl Node {
 }
 
 /// A proxier at work, and what its first synchronisation took, unless that did not end in time.
-struct Started {
+pub(super) struct Started {
     running: KubeProxy,
-    first_sync: Option<FirstSync>,
+    pub(super) first_sync: Option<FirstSync>,
 }
 
-/// Has each proxier of these courses synchronise once without any Services, so that the kernel's modules are loaded
+/// Has each proxier synchronise once without any Services, so that the kernel's modules are loaded
 /// and the programs have been read.
 ///
 /// # Errors
 /// One does not run.
-pub fn warm_up(courses: &[Course]) -> Result<()> {
-    let proxiers: BTreeSet<_> = courses.iter().map(|course| course.proxier).collect();
-    for proxier in proxiers {
+pub fn warm_up() -> Result<()> {
+    for proxier in Proxier::ALL {
         let node = Node::new()?;
         node.uplink.load(Load::default())?;
-        let course = Course {
-            proxier,
-            load: Load::default(),
-            starts: 1,
-            changes: 0,
-            idle: 0,
-            patience: CHANGE_LIMIT.as_secs(),
-        };
-        start(&course, &node)?;
+        start(proxier, Load::default(), CHANGE_LIMIT.as_secs(), &node.namespace)?;
     }
     Ok(())
 }
@@ -102,7 +92,7 @@ pub fn run(course: &Course) -> Result<Outcome> {
     for number in 1..=course.starts {
         let node = Node::new()?;
         node.uplink.load(course.load)?;
-        let started = start(course, &node)?;
+        let started = start(course.proxier, course.load, course.patience, &node.namespace)?;
         outcome.first_syncs.extend(started.first_sync);
         if number == course.starts {
             thread::sleep(REST);
@@ -118,14 +108,16 @@ pub fn run(course: &Course) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn start(course: &Course, node: &Node) -> Result<Started> {
+/// Starts a proxier on a node, and waits until it has programmed these objects, or its time is over: `patience`
+/// seconds.
+pub(super) fn start(proxier: Proxier, load: Load, patience: u64, node: &Namespace) -> Result<Started> {
     let log = log_file();
     let began = Instant::now();
     let start = time_of_day();
-    let running = course.proxier.start(&node.namespace, &[], None, &log)?;
-    let limit = Duration::from_secs(course.patience);
+    let running = proxier.start(node, &[], None, &log)?;
+    let limit = Duration::from_secs(patience);
     let done = loop {
-        match completed(course.proxier, &node.namespace, &running)? {
+        match completed(proxier, node, &running)? {
             None if began.elapsed() < limit => {
                 thread::sleep(pause(began.elapsed()).max(Duration::from_millis(20)))
             }
@@ -139,11 +131,11 @@ fn start(course: &Course, node: &Node) -> Result<Started> {
         });
     };
     let caches = caches_synced(&running.log()?)?;
-    let complete = Probe::new(&node.namespace, course.proxier)?.complete(course.load)?;
-    if complete != course.load.services {
+    let complete = Probe::new(node, proxier)?.complete(load)?;
+    if complete != load.services {
         return Err(Error::Unavailable(format!(
-            "{} says that it is done, and has programmed {complete} of {} Services",
-            course.proxier, course.load.services
+            "{proxier} says that it is done, and has programmed {complete} of {} Services",
+            load.services
         )));
     }
     Ok(Started {

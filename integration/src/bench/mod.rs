@@ -1,16 +1,19 @@
-//! What a proxier costs: its first synchronisation, a change, its memory, and an idle minute.
+//! What a proxier costs: its first synchronisation, a change, its memory, an idle minute, and what packets take on
+//! their way through what it has programmed.
 //!
 //! ```text
 //! load     the objects: so many Services with so many endpoints each, made through the API server
 //! course   what one proxier is put through, and what came out, as one line of JSON each
 //! probe    when the kernel has a change, seen without getting in the proxier's way
 //! measure  one course, in the guest
+//! flows    the packets' costs, in the guest
 //! ```
 
 pub mod course;
+pub mod flows;
 pub mod load;
 pub mod measure;
 mod probe;
 
-pub use course::{Course, FirstSync, Limit, Line, Memory, Outcome};
+pub use course::{Course, FirstSync, FlowCosts, Flows, Limit, Line, Memory, NodeCosts, Outcome, Task};
 pub use load::Load;

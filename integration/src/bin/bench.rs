@@ -1,12 +1,13 @@
 //! Takes proxiers through their courses, one after another, in a guest.
 //!
-//! `cargo xtask bench` runs it there. Its arguments are [`Course`](integration::bench::Course)s; after each it writes
-//! an [`Outcome`](integration::bench::Outcome) on a line.
+//! `cargo xtask bench` runs it there. Its arguments are [`Task`](integration::bench::Task)s; after each it writes a
+//! [`Line`](integration::bench::Line).
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use integration::bench::{Course, measure};
+use integration::bench::flows::Nodes;
+use integration::bench::{Line, Task, measure};
 use integration::{Error, Result};
 
 fn main() -> ExitCode {
@@ -20,12 +21,16 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let courses = std::env::args().skip(1).map(|course| Course::parse(&course));
-    let courses: Vec<_> = courses.collect::<Result<_>>()?;
-    measure::warm_up(&courses)?;
-    for course in &courses {
-        let outcome = measure::run(course)?;
-        let line = serde_json::to_string(&outcome).unwrap_or_default();
+    let tasks = std::env::args().skip(1).map(|task| Task::parse(&task));
+    let tasks: Vec<_> = tasks.collect::<Result<_>>()?;
+    measure::warm_up()?;
+    let mut nodes = Nodes::default();
+    for task in &tasks {
+        let line = match task {
+            Task::Course(course) => Line::Outcome(measure::run(course)?),
+            Task::Flows(flows) => Line::Flows(nodes.run(flows)?),
+        };
+        let line = serde_json::to_string(&line).unwrap_or_default();
         writeln!(io::stdout(), "{line}").map_err(|source| Error::Io {
             action: "write".into(),
             source,

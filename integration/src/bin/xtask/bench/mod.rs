@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what ours costs beside upstream's, on the same objects, in one boot.
 
 mod document;
+mod flows;
 mod picture;
 mod row;
 
@@ -9,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use integration::bench::{Course, FirstSync, Limit, Line, Load, Outcome};
+use integration::bench::{Course, FirstSync, FlowCosts, Flows, Limit, Line, Load, Outcome, Task};
 use integration::go::{Go, Program};
 use integration::kernel::Series;
 use integration::proxiers::{Proxier, UPSTREAM};
@@ -19,7 +20,7 @@ use integration::{ApiServer, Error, Guest, Lab, Result, cargo, uplink};
 use self::row::{Row, Target};
 use crate::lines::Lines;
 
-/// The time that a guest has for all courses.
+/// The time that a guest has for all of it.
 const LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// How long upstream's mode ipvs may take for its first synchronisation, in seconds.
@@ -64,15 +65,15 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     let plan = match arguments.get_one("services") {
         Some(services) => Plan {
             limit: [*services, 10, 2],
-            courses: trial(*services),
+            tasks: trial(*services),
         },
         None if arguments.get_flag("quick") => Plan {
             limit: [10_000, 10, 3],
-            courses: quick(),
+            tasks: quick(),
         },
         None => Plan {
             limit: [10_000, 10, 5],
-            courses: full(),
+            tasks: full(),
         },
     };
     let go = Go::find()?;
@@ -80,6 +81,7 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     let ours = cargo::released_program("kube-proxy", "kube-proxy")?;
     let measured = measure(&plan, &go, &ours, &upstream, arguments.get_one("kernel").copied())?;
     let mut rows = compare(&measured.outcomes);
+    rows.extend(flows::rows(&measured.flows));
     rows.extend(measured.limits.iter().filter_map(held_against));
     rows.push(binary_size(&ours, &upstream)?);
     if arguments.get_flag("write") {
@@ -113,7 +115,7 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
 struct Plan {
     /// Services, endpoints of each, and repetitions of what is held against the kernel's limit.
     limit: [usize; 3],
-    courses: Vec<Course>,
+    tasks: Vec<Task>,
 }
 
 /// What came of it.
@@ -121,6 +123,7 @@ struct Measured {
     kernel: String,
     accelerator: String,
     outcomes: Vec<Outcome>,
+    flows: Vec<FlowCosts>,
     limits: Vec<Limit>,
 }
 
@@ -139,16 +142,18 @@ fn measure(plan: &Plan, go: &Go, ours: &Path, upstream: &Path, series: Option<Se
         kernel: guest.kernel().release().to_owned(),
         accelerator: Accelerator::choose(&Lab::open()?, guest.kernel())?.to_string(),
         outcomes: Vec::new(),
+        flows: Vec::new(),
         limits: Vec::new(),
     };
     let [services, endpoints, repetitions] = plan.limit;
     let script = format!("limit {services} {endpoints} {repetitions} && bench \"$@\"");
     let command = ["sh", "-c", &script, "sh"].map(str::to_owned).into_iter();
-    let courses = plan.courses.iter().flat_map(serde_json::to_string);
-    let command: Vec<_> = command.chain(courses).collect();
+    let tasks = plan.tasks.iter().flat_map(serde_json::to_string);
+    let command: Vec<_> = command.chain(tasks).collect();
     let mut output = Lines::new(|line| {
         match Line::parse(line)? {
             Line::Outcome(outcome) => measured.outcomes.push(outcome),
+            Line::Flows(costs) => measured.flows.push(costs),
             Line::Limit(limit) => measured.limits.push(limit),
         }
         Ok(())
@@ -180,20 +185,31 @@ const fn course(proxier: Proxier, services: usize) -> Course {
     }
 }
 
+/// Mode ipvs takes too long to program more than a few Services; the number of its iptables rules is constant.
+fn flows(services: usize, proxiers: &[Proxier], rounds: usize) -> Task {
+    Task::Flows(Flows {
+        load: load(services),
+        proxiers: proxiers.to_vec(),
+        rounds,
+        patience: PATIENCE,
+    })
+}
+
 /// A little of everything.
-fn trial(services: usize) -> Vec<Course> {
+fn trial(services: usize) -> Vec<Task> {
     let short = |proxier| Course {
         starts: 2,
         changes: 3,
         idle: 5,
         ..course(proxier, services)
     };
-    Proxier::ALL.map(short).to_vec()
+    let courses = Proxier::ALL.map(|proxier| Task::Course(short(proxier)));
+    [courses.to_vec(), vec![flows(services, &Proxier::ALL, 3)]].concat()
 }
 
-fn quick() -> Vec<Course> {
+fn quick() -> Vec<Task> {
     use Proxier::{Ours, UpstreamIpvs, UpstreamNftables};
-    vec![
+    let courses = [
         Course {
             starts: 5,
             changes: 100,
@@ -224,17 +240,21 @@ fn quick() -> Vec<Course> {
             patience: 30,
             ..course(UpstreamIpvs, 1000)
         },
-    ]
+    ];
+    let mut tasks = vec![flows(10, &Proxier::ALL, 31)];
+    tasks.extend(courses.map(Task::Course));
+    tasks.push(flows(1000, &[Ours, UpstreamNftables], 31));
+    tasks
 }
 
-fn full() -> Vec<Course> {
+fn full() -> Vec<Task> {
     use Proxier::{Ours, UpstreamIpvs, UpstreamNftables};
     let repeated = |proxier, services| Course {
         starts: 5,
         changes: 100,
         ..course(proxier, services)
     };
-    vec![
+    let courses = [
         repeated(Ours, 100),
         Course {
             idle: 600,
@@ -267,7 +287,16 @@ fn full() -> Vec<Course> {
             changes: 10,
             ..course(UpstreamNftables, 10_000)
         },
-    ]
+    ];
+    let mut tasks = courses.map(Task::Course).to_vec();
+    tasks.extend([
+        flows(10, &Proxier::ALL, 50),
+        flows(1000, &[Ours, UpstreamNftables], 50),
+        flows(10_000, &[Ours, UpstreamNftables], 50),
+    ]);
+    // Objects only become more.
+    tasks.sort_by_key(|task| task.load().services);
+    tasks
 }
 
 /// The proxier beside the kernel's limit.
