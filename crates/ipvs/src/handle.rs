@@ -1,15 +1,15 @@
-use std::collections::HashMap;
 use std::fmt;
 
+use foldhash::HashMap;
 use netlink_batch::{Errno, Socket};
-use netlink_packet_core::{DecodeError, Emitable, NetlinkMessage};
+use netlink_packet_core::{DecodeError, Emitable, NetlinkMessage, ParseableParametrized};
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
-use netlink_packet_generic::{GenlFamily, GenlMessage};
+use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
 
 use crate::proc::{self, ProcDestination};
-use crate::wire::{IpvsCmd, IpvsMessage};
+use crate::wire::{IpvsCmd, IpvsMessage, ListedService, Query};
 use crate::{
     Command, DestinationEntry, Error, Info, ServiceEntry, ServiceKey, SyncDaemon, Timeouts, VirtualService,
 };
@@ -54,14 +54,17 @@ impl Handle {
     /// those that follow.
     ///
     /// A thousand commands are about one system call and one acknowledgement.
-    pub async fn batch(&mut self, commands: &[Command]) -> Vec<Result<(), Error>> {
-        let mut results = self.send(commands).await;
+    pub async fn batch<'a>(
+        &mut self,
+        commands: impl IntoIterator<Item = &'a Command> + Clone,
+    ) -> Vec<Result<(), Error>> {
+        let mut results = self.send(commands.clone()).await;
         // ENOENT is also the answer to a family id that is gone: then none was executed.
         if !results.is_empty() && results.iter().all(refused_with_enoent) {
             match self.family_moved().await {
                 Ok(false) => {}
-                Ok(true) => results = self.send(commands).await,
-                Err(error) => return commands.iter().map(|_| Err(error.clone())).collect(),
+                Ok(true) => results = self.send(commands.clone()).await,
+                Err(error) => return results.iter().map(|_| Err(error.clone())).collect(),
             }
         }
         std::iter::zip(commands, results)
@@ -75,7 +78,7 @@ impl Handle {
     ///
     /// What the kernel's errno means for this command.
     pub async fn execute(&mut self, command: &Command) -> Result<(), Error> {
-        let results = self.batch(std::slice::from_ref(command)).await;
+        let results = self.batch([command]).await;
         results.into_iter().collect()
     }
 
@@ -86,12 +89,13 @@ impl Handle {
     ///
     /// A dump is complete or an error.
     pub async fn services(&mut self) -> Result<Vec<ServiceEntry>, Error> {
-        let answers = self.dump(IpvsMessage::new(IpvsCmd::GetService)).await?;
-        let entries = answers.iter().map(IpvsMessage::service_entry);
-        entries
-            .filter_map(Result::transpose)
-            .collect::<Result<_, _>>()
-            .map_err(decode)
+        let listed: Vec<ListedService> = self
+            .dump(Query {
+                cmd: IpvsCmd::GetService,
+                about: None,
+            })
+            .await?;
+        Ok(listed.into_iter().filter_map(|service| service.0).collect())
     }
 
     /// One service.
@@ -100,8 +104,11 @@ impl Handle {
     ///
     /// [`Error::NoSuchService`] if there is none.
     pub async fn service(&mut self, key: &ServiceKey) -> Result<ServiceEntry, Error> {
-        let request = IpvsMessage::about(IpvsCmd::GetService, key);
-        let answer = self.request(request, Some(key)).await?;
+        let request = Query {
+            cmd: IpvsCmd::GetService,
+            about: Some(*key),
+        };
+        let answer = self.request(request).await?;
         let entry = answer.service_entry().map_err(decode)?;
         entry.ok_or(Error::NoSuchService(*key))
     }
@@ -112,8 +119,11 @@ impl Handle {
     ///
     /// [`Error::NoSuchService`] if there is no such service. A dump is complete or an error.
     pub async fn destinations(&mut self, key: &ServiceKey) -> Result<Vec<DestinationEntry>, Error> {
-        let answers = self
-            .dump(IpvsMessage::about(IpvsCmd::GetDestination, key))
+        let answers: Vec<IpvsMessage> = self
+            .dump(Query {
+                cmd: IpvsCmd::GetDestination,
+                about: Some(*key),
+            })
             .await?;
         if answers.is_empty() {
             // So the kernel also answers when there is no such service.
@@ -178,7 +188,12 @@ impl Handle {
     ///
     /// If the kernel cannot be asked.
     pub async fn info(&mut self) -> Result<Info, Error> {
-        let answer = self.request(IpvsMessage::new(IpvsCmd::GetInfo), None).await?;
+        let answer = self
+            .request(Query {
+                cmd: IpvsCmd::GetInfo,
+                about: None,
+            })
+            .await?;
         answer.info().map_err(decode)
     }
 
@@ -188,7 +203,12 @@ impl Handle {
     ///
     /// If the kernel cannot be asked.
     pub async fn timeouts(&mut self) -> Result<Timeouts, Error> {
-        let answer = self.request(IpvsMessage::new(IpvsCmd::GetConfig), None).await?;
+        let answer = self
+            .request(Query {
+                cmd: IpvsCmd::GetConfig,
+                about: None,
+            })
+            .await?;
         Ok(answer.timeouts())
     }
 
@@ -198,21 +218,30 @@ impl Handle {
     ///
     /// A dump is complete or an error.
     pub async fn daemons(&mut self) -> Result<Vec<SyncDaemon>, Error> {
-        let answers = self.dump(IpvsMessage::new(IpvsCmd::GetDaemon)).await?;
+        let answers: Vec<IpvsMessage> = self
+            .dump(Query {
+                cmd: IpvsCmd::GetDaemon,
+                about: None,
+            })
+            .await?;
         let daemons = answers.iter().map(IpvsMessage::sync_daemon);
         daemons.collect::<Result<_, _>>().map_err(decode)
     }
 
-    async fn send(&mut self, commands: &[Command]) -> Vec<Result<(), netlink_batch::Error>> {
+    async fn send<'a>(
+        &mut self,
+        commands: impl IntoIterator<Item = &'a Command>,
+    ) -> Vec<Result<(), netlink_batch::Error>> {
         let family_id = self.family_id;
-        let messages = commands
-            .iter()
-            .map(|command| message(IpvsMessage::from(command), family_id));
+        let messages = commands.into_iter().map(|command| message(command, family_id));
         self.socket.batch(messages).await
     }
 
-    async fn dump(&mut self, request: IpvsMessage) -> Result<Vec<IpvsMessage>, Error> {
-        let answers = match self.socket.dump(message(request.clone(), self.family_id)).await {
+    async fn dump<F: ParseableParametrized<[u8], GenlHeader> + fmt::Debug>(
+        &mut self,
+        request: Query,
+    ) -> Result<Vec<F>, Error> {
+        let answers = match self.socket.dump(message(request, self.family_id)).await {
             Err(error) if error.errno() == Some(Errno::NOENT) && self.family_moved().await? => {
                 self.socket.dump(message(request, self.family_id)).await
             }
@@ -222,22 +251,14 @@ impl Handle {
         Ok(answers.into_iter().map(payload).collect())
     }
 
-    async fn request(
-        &mut self,
-        request: IpvsMessage,
-        key: Option<&ServiceKey>,
-    ) -> Result<IpvsMessage, Error> {
-        let answers = match self
-            .socket
-            .request(message(request.clone(), self.family_id))
-            .await
-        {
+    async fn request(&mut self, request: Query) -> Result<IpvsMessage, Error> {
+        let answers = match self.socket.request(message(request, self.family_id)).await {
             Err(error) if error.errno() == Some(Errno::NOENT) && self.family_moved().await? => {
                 self.socket.request(message(request, self.family_id)).await
             }
             answers => answers,
         };
-        let answers = answers.map_err(|error| Error::of_query(key, error))?;
+        let answers = answers.map_err(|error| Error::of_query(request.about.as_ref(), error))?;
         let answer = answers.into_iter().map(payload).next();
         answer.ok_or_else(|| Error::Decode("it is empty".to_owned()))
     }
@@ -260,7 +281,7 @@ async fn family_id(socket: &mut Socket) -> Result<u16, Error> {
         cmd: GenlCtrlCmd::GetFamily,
         nlas: vec![GenlCtrlAttrs::FamilyName(name)],
     };
-    let answers = match socket.request(message(request, 0)).await {
+    let answers: Vec<GenlMessage<GenlCtrl>> = match socket.request(message(request, 0)).await {
         Err(error) if error.errno() == Some(Errno::NOENT) => return Err(Error::NotSupported),
         answers => answers?,
     };
@@ -283,7 +304,7 @@ fn message<F: GenlFamily + Emitable + fmt::Debug>(
     message.into()
 }
 
-fn payload(message: GenlMessage<IpvsMessage>) -> IpvsMessage {
+fn payload<F>(message: GenlMessage<F>) -> F {
     message.payload
 }
 

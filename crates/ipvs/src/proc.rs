@@ -159,14 +159,14 @@ pub fn parse(text: &str) -> Result<Vec<ProcService>, Error> {
     // Three lines say what follows.
     for (number, line) in std::iter::zip(1.., text.lines()).skip(3) {
         let understood = if let Some(destination) = line.strip_prefix("  -> ") {
-            parse_destination(destination).and_then(|destination| {
+            parse_destination(Words(destination.as_bytes())).and_then(|destination| {
                 if !left_out {
                     services.last_mut()?.destinations.push(destination);
                 }
                 Some(())
             })
         } else {
-            parse_service(line).map(|service| {
+            parse_service(Words(line.as_bytes())).map(|service| {
                 left_out = service.is_none();
                 services.extend(service);
             })
@@ -179,29 +179,49 @@ pub fn parse(text: &str) -> Result<Vec<ProcService>, Error> {
     Ok(services)
 }
 
+/// The words of a line that spaces separate.
+///
+/// A table has a line for each destination of the node: this and the numbers below take two thirds of the
+/// instructions that `str`'s general methods take.
+#[derive(Clone, Copy)]
+struct Words<'a>(&'a [u8]);
+
+impl<'a> Iterator for Words<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let start = self.0.iter().position(|byte| *byte != b' ')?;
+        let (_, rest) = self.0.split_at_checked(start)?;
+        let end = rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len());
+        let (word, rest) = rest.split_at_checked(end)?;
+        self.0 = rest;
+        Some(word)
+    }
+}
+
 /// `Some(None)` is a service to be left out.
-fn parse_service(line: &str) -> Option<Option<ProcService>> {
-    let mut words = line.split_ascii_whitespace();
+fn parse_service(mut words: Words<'_>) -> Option<Option<ProcService>> {
     let key = match words.next()? {
-        "FWM" => ProcKey::Fwmark(u32::from_str_radix(words.next()?, 16).ok()?),
+        b"FWM" => ProcKey::Fwmark(hexadecimal(words.next()?)?),
         protocol => {
             let address = socket_addr(words.next()?)?;
-            match protocol.parse() {
+            match std::str::from_utf8(protocol).ok()?.parse() {
                 Ok(protocol) => ProcKey::Address(address, protocol),
                 Err(_) => return Some(None),
             }
         }
     };
-    let scheduler = words.next()?.parse().ok()?;
-    let one_packet = words.clone().next() == Some("ops");
+    let scheduler = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+    let one_packet = { words }.next() == Some(b"ops");
     if one_packet {
         words.next();
     }
     let persistence = match words.next() {
         None => None,
-        Some("persistent") => Some(ProcPersistence {
+        Some(b"persistent") => Some(ProcPersistence {
             timeout_jiffies: signed(words.next()?)?,
-            netmask: u32::from_str_radix(words.next()?, 16).ok()?,
+            netmask: hexadecimal(words.next()?)?,
         }),
         Some(_) => return None,
     };
@@ -214,15 +234,15 @@ fn parse_service(line: &str) -> Option<Option<ProcService>> {
     }))
 }
 
-fn parse_destination(line: &str) -> Option<ProcDestination> {
-    let mut words = line.split_ascii_whitespace();
+#[inline]
+fn parse_destination(mut words: Words<'_>) -> Option<ProcDestination> {
     let destination = ProcDestination {
         address: socket_addr(words.next()?)?,
         forwarding: match words.next()? {
-            "Masq" => ProcForwarding::Masquerade,
-            "Local" => ProcForwarding::Local,
-            "Tunnel" => ProcForwarding::Tunnel,
-            "Route" => ProcForwarding::DirectRoute,
+            b"Masq" => ProcForwarding::Masquerade,
+            b"Local" => ProcForwarding::Local,
+            b"Tunnel" => ProcForwarding::Tunnel,
+            b"Route" => ProcForwarding::DirectRoute,
             _ => return None,
         },
         weight: signed(words.next()?)?,
@@ -233,19 +253,46 @@ fn parse_destination(line: &str) -> Option<ProcDestination> {
 }
 
 /// `0A000001:0050`, or `[fd00:0000:0000:0000:0000:0000:0000:0001]:0050`.
-fn socket_addr(word: &str) -> Option<SocketAddr> {
-    let (address, port) = word.rsplit_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let address: IpAddr = match address.strip_prefix('[') {
-        Some(address) => address.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.into(),
-        None => Ipv4Addr::from_bits(u32::from_str_radix(address, 16).ok()?).into(),
+#[inline]
+fn socket_addr(word: &[u8]) -> Option<SocketAddr> {
+    let (address, port) = word.split_last_chunk::<5>()?;
+    let port = u16::try_from(hexadecimal(port.strip_prefix(b":")?)?).ok()?;
+    let address: IpAddr = match address {
+        [b'[', address @ .., b']'] => {
+            let address = std::str::from_utf8(address).ok()?;
+            address.parse::<Ipv6Addr>().ok()?.into()
+        }
+        address => Ipv4Addr::from_bits(hexadecimal(address)?).into(),
     };
     Some(SocketAddr::new(address, port))
 }
 
+/// One to eight digits.
+#[inline]
+fn hexadecimal(word: &[u8]) -> Option<u32> {
+    if word.is_empty() || word.len() > 8 {
+        return None;
+    }
+    word.iter().try_fold(0, |number, byte| {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'A'..=b'F' => byte - b'A' + 10,
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u32::from(digit))
+    })
+}
+
 /// The kernel prints its unsigned numbers as signed ones.
-fn signed(word: &str) -> Option<u32> {
-    word.parse::<i32>().ok().map(|number| number as u32)
+#[inline]
+fn signed(word: &[u8]) -> Option<u32> {
+    // As a rule it is one digit.
+    if let [digit @ b'0'..=b'9'] = word {
+        return Some(u32::from(digit - b'0'));
+    }
+    let number = std::str::from_utf8(word).ok()?.parse::<i32>().ok()?;
+    Some(number as u32)
 }
 
 #[cfg(test)]

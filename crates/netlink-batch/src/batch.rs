@@ -24,7 +24,17 @@ impl Datagram {
     }
 
     pub(crate) fn push<T: NetlinkSerializable>(&mut self, message: NetlinkMessage<T>, sequence: u32) {
-        self.last_offset = wire::push(&mut self.bytes, message, sequence);
+        let length = message.buffer_len();
+        self.push_sized(message, length, sequence);
+    }
+
+    fn push_sized<T: NetlinkSerializable>(
+        &mut self,
+        message: NetlinkMessage<T>,
+        length: usize,
+        sequence: u32,
+    ) {
+        self.last_offset = wire::push(&mut self.bytes, message, length, sequence);
         self.messages += 1;
     }
 
@@ -37,12 +47,15 @@ impl Datagram {
         max_bytes: usize,
     ) {
         self.clear();
+        let mut length = 0;
         while self.messages < max_messages
             && let Some(message) = messages.next_if(|message| {
-                self.messages == 0 || self.bytes.len() + wire::align(message.buffer_len()) <= max_bytes
+                length = message.buffer_len();
+                self.messages == 0 || self.bytes.len() + wire::align(length) <= max_bytes
             })
         {
-            self.push(message, first_sequence.wrapping_add(self.messages as u32));
+            let sequence = first_sequence.wrapping_add(self.messages as u32);
+            self.push_sized(message, length, sequence);
         }
     }
 

@@ -13,17 +13,19 @@
 //! - [`Socket::dump`]: a table, complete or an error;
 //! - [`Socket::request`]: one message and its replies.
 //!
-//! [`Notifications`] receives what the kernel multicasts.
+//! [`Notifications`] receives what the kernel multicasts. [`Attributes`] writes messages of which there are many.
 //!
 //! Where an answer is lost, the kernel may or may not have done what it was asked to:
 //! [`Error::outcome_unknown`] tells, and the caller has to look at the kernel's state again.
 
+mod attributes;
 mod batch;
 mod channel;
 mod error;
 mod socket;
 mod wire;
 
+pub use attributes::Attributes;
 pub use channel::Notifications;
 pub use error::{Errno, Error, KernelError, TransactionError};
 pub use socket::Socket;

@@ -134,10 +134,10 @@ impl Socket {
     ///
     /// [`Error::Interrupted`] if each repetition was inconsistent too; [`Error::Decode`] if a single message cannot
     /// be decoded.
-    pub async fn dump<T: NetlinkSerializable + NetlinkDeserializable>(
+    pub async fn dump<Q: NetlinkSerializable, R: NetlinkDeserializable>(
         &mut self,
-        mut request: NetlinkMessage<T>,
-    ) -> Result<Vec<T>, Error> {
+        mut request: NetlinkMessage<Q>,
+    ) -> Result<Vec<R>, Error> {
         request.header.flags |= NLM_F_DUMP;
         let sequence = self.take_sequence();
         let mut datagram = Datagram::default();
@@ -157,10 +157,10 @@ impl Socket {
     /// # Errors
     ///
     /// [`Error::Kernel`] if the kernel refuses it; [`Error::Decode`] if a reply cannot be decoded.
-    pub async fn request<T: NetlinkSerializable + NetlinkDeserializable>(
+    pub async fn request<Q: NetlinkSerializable, R: NetlinkDeserializable>(
         &mut self,
-        request: NetlinkMessage<T>,
-    ) -> Result<Vec<T>, Error> {
+        request: NetlinkMessage<Q>,
+    ) -> Result<Vec<R>, Error> {
         let sequence = self.take_sequence();
         let mut datagram = Datagram::default();
         datagram.push(request, sequence);

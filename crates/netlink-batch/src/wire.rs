@@ -18,18 +18,20 @@ pub(crate) const fn align(length: usize) -> usize {
     length.next_multiple_of(4)
 }
 
-/// Appends `message` as a request without acknowledgement, and returns its offset.
+/// Appends `message` as a request without acknowledgement, and returns its offset. `length` is its
+/// [`buffer_len`](NetlinkMessage::buffer_len), which may be costly.
 pub(crate) fn push<T: NetlinkSerializable>(
     datagram: &mut Vec<u8>,
     mut message: NetlinkMessage<T>,
+    length: usize,
     sequence: u32,
 ) -> usize {
     message.header.flags = (message.header.flags | NLM_F_REQUEST) & !NLM_F_ACK;
     message.header.sequence_number = sequence;
     message.header.port_number = 0;
-    message.finalize();
+    message.header.length = length as u32;
+    message.header.message_type = message.payload.message_type();
     let offset = datagram.len();
-    let length = message.header.length as usize;
     datagram.resize(offset + align(length), 0);
     if let Some(slot) = datagram.get_mut(offset..offset + length) {
         message.serialize(slot);

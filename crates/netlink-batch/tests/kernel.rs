@@ -99,7 +99,7 @@ fn a_request_is_answered_and_a_wrong_one_refused() {
         link.attributes
             .push(LinkAttribute::IfName("no-such-link".to_owned()));
         let refused = socket
-            .request(RouteNetlinkMessage::GetLink(link).into())
+            .request::<_, RouteNetlinkMessage>(RouteNetlinkMessage::GetLink(link).into())
             .await
             .unwrap_err();
         assert_eq!(refused.errno(), Some(Errno::NODEV));
@@ -163,7 +163,7 @@ fn a_dump_that_was_given_up_does_not_disturb_the_next_operation() {
             .batch((0..2000).map(|n| new_address(nth(n), LOOPBACK)))
             .await;
         // A message that the decoder refuses, in the first of several datagrams.
-        let dump = socket.dump(NetlinkMessage::from(Undecodable)).await;
+        let dump: Result<Vec<Undecodable>, _> = socket.dump(NetlinkMessage::from(Undecodable)).await;
         assert!(matches!(dump, Err(Error::Decode(_))), "{dump:?}");
         assert_eq!(local_addresses(&mut socket).await.len(), 2000);
     });

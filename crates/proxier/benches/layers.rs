@@ -1,4 +1,5 @@
-//! Each layer on its own, without a kernel: store, plan, diff, and what is known of the kernel afterwards.
+//! Each layer on its own, without a kernel: store, plan, diff, operations as messages, what is known of the kernel
+//! afterwards, and its listings read.
 //!
 //! `cargo bench -p proxier --bench layers` measures them, `... -- 100000` with so many Services of ten endpoints;
 //! `cargo test` sees that they run.
@@ -11,19 +12,27 @@ mod common;
 use std::{
     collections::HashSet,
     hint::black_box,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use ipvs::Family;
+use ipvs::{Command, Family, ServiceKey, proc, wire::ListedService};
+use netlink_packet_core::{
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_packet_generic::GenlMessage;
 use proxier::{
     Applied, Config, Planner,
+    kernel::{link, netfilter},
     model::Change,
-    step::{Key, Step},
+    step::{Key, Operation, Step},
 };
 
 use self::common::{NODE, cluster, slice};
 
 const ENDPOINTS: usize = 10;
+
+const RTM_NEWADDR: u16 = 20;
 
 /// What is measured: so many Services, so often.
 struct Size {
@@ -53,6 +62,8 @@ struct Layers {
     store: Vec<Duration>,
     plan: Vec<Duration>,
     diff: Vec<Duration>,
+    encode: Vec<Duration>,
+    decode: Vec<Duration>,
     record: Vec<Duration>,
     verify: Vec<Duration>,
     change: Vec<Duration>,
@@ -77,8 +88,12 @@ impl Layers {
             steps.len(),
             services * (ENDPOINTS + 4) + services * ENDPOINTS / 100
         );
+        timed(&mut self.encode, || encode(&steps));
+        let listings = Listings::of(&steps);
+        let read = timed(&mut self.decode, || listings.read());
+        assert_eq!(read, steps.len());
 
-        let keys: HashSet<_> = planner.wanted().keys().collect();
+        let keys: Vec<_> = planner.wanted().keys().collect();
         let nothing = timed(&mut self.verify, || diff(&planner, &applied, keys));
         assert_eq!(nothing, []);
 
@@ -99,6 +114,8 @@ impl Layers {
             ("store: all Services and slices", &mut self.store),
             ("plan: all Services", &mut self.plan),
             ("diff: all from nothing", &mut self.diff),
+            ("encode: all steps", &mut self.encode),
+            ("decode: listings of all", &mut self.decode),
             ("applied: all steps done", &mut self.record),
             ("diff: nothing to do", &mut self.verify),
         ] {
@@ -115,7 +132,7 @@ impl Layers {
     }
 }
 
-fn diff(planner: &Planner, applied: &Applied, keys: HashSet<Key>) -> Vec<Step> {
+fn diff(planner: &Planner, applied: &Applied, keys: Vec<Key>) -> Vec<Step> {
     planner.steps_from(applied, keys, &HashSet::new())
 }
 
@@ -123,6 +140,119 @@ fn record(applied: &mut Applied, steps: &[Step]) {
     steps.iter().for_each(|step| applied.record(&step.operation));
 }
 
+/// The operations as messages, in one buffer.
+fn encode(steps: &[Step]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for step in steps {
+        match &step.operation {
+            Operation::Ipvs(command) => append(&mut bytes, GenlMessage::from_payload(command)),
+            Operation::Netfilter(update) => append(&mut bytes, *update),
+            Operation::Link(update) => append(&mut bytes, on_link(*update)),
+            Operation::SourcePorts(_) => {}
+        }
+    }
+    bytes
+}
+
+fn append(bytes: &mut Vec<u8>, message: impl NetlinkSerializable) {
+    let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
+    let (start, length) = (bytes.len(), message.buffer_len());
+    message.header.length = u32::try_from(length).unwrap();
+    bytes.resize(start + length.next_multiple_of(4), 0);
+    message.serialize(bytes.get_mut(start..).unwrap());
+}
+
+const fn on_link(update: link::Update) -> link::Request {
+    link::Request { update, link: 7 }
+}
+
+/// What the kernel would list: the attributes are those of the messages that made it.
+#[derive(Default)]
+struct Listings {
+    services: Vec<Vec<u8>>,
+    destinations: String,
+    elements: Vec<Vec<u8>>,
+    addresses: Vec<Vec<u8>>,
+}
+
+impl Listings {
+    fn of(steps: &[Step]) -> Self {
+        let mut listings = Self {
+            destinations: "\n\n\n".to_owned(),
+            ..Self::default()
+        };
+        for step in steps {
+            match &step.operation {
+                Operation::Ipvs(command) => {
+                    if let Command::NewService(_) = command {
+                        listings
+                            .services
+                            .push(payload(GenlMessage::from_payload(command)));
+                    }
+                    listings.destinations.push_str(&line(command));
+                }
+                Operation::Netfilter(update) => listings.elements.push(payload(*update)),
+                Operation::Link(update) => listings.addresses.push(payload(on_link(*update))),
+                Operation::SourcePorts(_) => {}
+            }
+        }
+        listings
+    }
+
+    /// Returns how many objects there are.
+    fn read(&self) -> usize {
+        let services = read::<GenlMessage<ListedService>>(&self.services, 0);
+        let table = proc::parse(&self.destinations).unwrap();
+        let destinations: usize = table.iter().map(|service| service.destinations.len()).sum();
+        let elements = read::<netfilter::Elements>(&self.elements, 0);
+        let addresses = read::<link::Told>(&self.addresses, RTM_NEWADDR);
+        services.len() + destinations + elements.len() + addresses.len()
+    }
+}
+
+/// What follows the message's header.
+fn payload(message: impl NetlinkSerializable) -> Vec<u8> {
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+fn read<T: NetlinkDeserializable>(messages: &[Vec<u8>], message_type: u16) -> Vec<T> {
+    let mut header = NetlinkHeader::default();
+    header.message_type = message_type;
+    let read = messages.iter().map(|message| T::deserialize(&header, message));
+    read.collect::<Result<_, _>>().ok().unwrap()
+}
+
+/// What `/proc/net/ip_vs` has for it.
+fn line(command: &Command) -> String {
+    match command {
+        Command::NewService(service) => format!("TCP  {} rr  \n", socket(address_of(&service.key))),
+        Command::NewDestination(_, destination) => format!(
+            "  -> {}      Masq    {}      0          0         \n",
+            socket(destination.socket_addr()),
+            destination.weight
+        ),
+        _ => String::new(),
+    }
+}
+
+fn address_of(key: &ServiceKey) -> SocketAddr {
+    match *key {
+        ServiceKey::Address { address, port, .. } => SocketAddr::new(address, port),
+        ServiceKey::Fwmark { .. } => SocketAddr::from(([0; 4], 0)),
+    }
+}
+
+fn socket(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V4(address) => format!("{:08X}:{:04X}", address.ip().to_bits(), address.port()),
+        SocketAddr::V6(_) => String::new(),
+    }
+}
+
+/// Never inlined, so that a profile has a function for each layer.
+#[inline(never)]
 fn timed<T>(times: &mut Vec<Duration>, work: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let done = black_box(work());

@@ -1,10 +1,8 @@
 //! What the kernel is known to hold.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
+use foldhash::{HashMap, HashSet};
 use ipnet::IpNet;
 use ipvs::{Command, Destination, ServiceKey};
 
@@ -14,6 +12,7 @@ use crate::{
         netfilter::{self, Element},
     },
     marks,
+    sorted::{Map, Set},
     source_ports::SourcePorts,
     step::{Key, Operation},
 };
@@ -22,7 +21,7 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     pub(crate) servers: HashMap<ServiceKey, Server>,
-    elements: HashMap<Key, BTreeSet<Element>>,
+    elements: HashMap<Key, Set<Element>>,
     pub(crate) addresses: HashSet<IpAddr>,
     pub(crate) source_ports: SourcePorts,
     /// Addresses on kube-ipvs0 that are somebody else's business (`--ipvs-exclude-cidrs`).
@@ -33,7 +32,7 @@ pub struct Applied {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Server {
     pub(crate) service: ipvs::Service,
-    pub(crate) destinations: BTreeMap<SocketAddr, Destination>,
+    pub(crate) destinations: Map<SocketAddr, Destination>,
     /// Whether we may remove it (I4).
     pub(crate) ours: bool,
 }
@@ -82,8 +81,8 @@ impl Applied {
     }
 
     /// The netfilter elements that belong to an object.
-    pub(crate) fn elements(&self, key: &Key) -> &BTreeSet<Element> {
-        static NONE: BTreeSet<Element> = BTreeSet::new();
+    pub(crate) fn elements(&self, key: &Key) -> &Set<Element> {
+        static NONE: Set<Element> = Set::new();
         self.elements.get(key).unwrap_or(&NONE)
     }
 
@@ -182,7 +181,7 @@ impl Applied {
             Command::NewService(service) => {
                 let server = Server {
                     service: *service,
-                    destinations: BTreeMap::new(),
+                    destinations: Map::default(),
                     ours: true,
                 };
                 self.servers.insert(service.key, server);

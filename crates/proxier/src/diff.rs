@@ -6,11 +6,12 @@
 //! some to others (A11).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet, hash_map::DefaultHasher},
-    hash::{Hash, Hasher},
+    collections::HashSet,
+    hash::BuildHasher,
     net::{IpAddr, SocketAddr},
 };
 
+use foldhash::fast::FixedState;
 use ipvs::{Command, Destination, Protocol, Scheduler, ServiceFlags, ServiceKey};
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
         netfilter::{self, Element},
     },
     plan::RealServers,
+    sorted::{Map, Set},
     source_ports::SourcePorts,
     step::{Key, Operation, RealServer, Step},
     wanted::Wanted,
@@ -79,20 +81,23 @@ fn push(phase: &mut Vec<Step>, key: Key, operation: impl Into<Operation>) {
 impl Phases {
     fn in_order(self) -> Vec<Step> {
         let Self {
-            prepare,
+            prepare: mut steps,
             servers,
             bind,
             unbind,
             finish,
         } = self;
-        [prepare, servers, bind, unbind, finish]
-            .into_iter()
-            .flatten()
-            .collect()
+        for later in [servers, bind, unbind, finish] {
+            steps.extend(later);
+        }
+        steps
     }
 
     /// While an object is wanted, its elements are replaced before anything else. The last go at the end.
-    fn elements(&mut self, key: Key, wanted: &BTreeSet<Element>, has: &BTreeSet<Element>) {
+    fn elements(&mut self, key: Key, wanted: &Set<Element>, has: &Set<Element>) {
+        if wanted == has {
+            return;
+        }
         let phase = if wanted.is_empty() {
             &mut self.finish
         } else {
@@ -123,44 +128,42 @@ impl Phases {
         let family = server.family();
         let by_mark = |mark| ServiceKey::Fwmark { family, mark };
         let frontend = wanted.server(&server);
-        let mut wants: Vec<(ipvs::Service, &RealServers)> = Vec::new();
-        if let Some(frontend) = frontend {
-            wants.push((frontend.virtual_server, &frontend.real_servers));
-            if let Some((mark, real_servers)) = wanted.in_cluster(&server) {
-                wants.push((frontend.by_mark(by_mark(mark)), real_servers));
+        let wants = frontend.map(|frontend| (frontend.virtual_server, &*frontend.real_servers));
+        let in_cluster = frontend.and_then(|frontend| {
+            let (mark, real_servers) = wanted.in_cluster(&server)?;
+            Some((frontend.by_mark(by_mark(mark)), real_servers))
+        });
+        let wants = [wants, in_cluster];
+        for (service, real_servers) in wants.iter().flatten() {
+            let commands = |command| push(&mut self.servers, key, command);
+            match applied.servers.get(&service.key) {
+                Some(has) => edit(service, real_servers, has, circumstances, commands),
+                None => create(service, real_servers, circumstances, commands),
             }
         }
         let marks = applied.elements(&key).iter().filter_map(|element| match element {
             Element::Mark(_, mark) => Some(*mark),
             _ => None,
         });
-        let unwanted: BTreeSet<_> = marks
+        let unwanted: Set<_> = marks
             .chain(wanted.mark(&server))
             .map(by_mark)
             .chain([server])
-            .filter(|has| !wants.iter().any(|(service, _)| service.key == *has))
+            .filter(|has| !wants.iter().flatten().any(|(service, _)| service.key == *has))
             .collect();
-        let removed: Vec<_> = unwanted
-            .into_iter()
-            .filter_map(|unwanted| Some((unwanted, applied.servers.get(&unwanted).filter(|has| has.ours)?)))
-            .flat_map(|(unwanted, has)| match (unwanted, server.protocol()) {
-                (ServiceKey::Fwmark { .. }, None) => wind_down(unwanted, has, circumstances),
+        for unwanted in unwanted {
+            let Some(has) = applied.servers.get(&unwanted).filter(|has| has.ours) else {
+                continue;
+            };
+            let commands = |command| push(&mut self.servers, key, command);
+            match (unwanted, server.protocol()) {
+                (ServiceKey::Fwmark { .. }, None) => wind_down(unwanted, has, circumstances, commands),
                 (ServiceKey::Fwmark { .. }, Some(Protocol::Tcp)) if frontend.is_some() => {
-                    wind_down(unwanted, has, circumstances)
+                    wind_down(unwanted, has, circumstances, commands);
                 }
-                _ => vec![Command::DelService(unwanted)],
-            })
-            .collect();
-        let changed =
-            wants.into_iter().flat_map(
-                |(service, real_servers)| match applied.servers.get(&service.key) {
-                    Some(has) => edit(&service, real_servers, has, circumstances),
-                    None => create(&service, real_servers, circumstances),
-                },
-            );
-        changed
-            .chain(removed)
-            .for_each(|command| push(&mut self.servers, key, command));
+                _ => push(&mut self.servers, key, Command::DelService(unwanted)),
+            }
+        }
     }
 
     fn address(&mut self, key: Key, address: IpAddr, wanted: bool, applied: &Applied) {
@@ -174,24 +177,38 @@ impl Phases {
     }
 }
 
-fn create(service: &ipvs::Service, wanted: &RealServers, circumstances: Circumstances<'_>) -> Vec<Command> {
-    let added = wanted.usable.iter().map(destination).collect();
-    let added = in_order_of_insertion(added, service, circumstances.node)
-        .into_iter()
-        .map(|destination| Command::NewDestination(service.key, destination));
-    [Command::NewService(*service)].into_iter().chain(added).collect()
+/// Hands over the commands that make a virtual server.
+fn create(
+    service: &ipvs::Service,
+    wanted: &RealServers,
+    circumstances: Circumstances<'_>,
+    mut add: impl FnMut(Command),
+) {
+    add(Command::NewService(*service));
+    in_order_of_insertion(wanted.usable.iter().map(destination), service, circumstances.node)
+        .for_each(|destination| add(Command::NewDestination(service.key, destination)));
 }
 
+/// Hands over the commands that make the kernel's virtual server the one that is wanted.
 fn edit(
     service: &ipvs::Service,
     wanted: &RealServers,
     has: &Server,
     circumstances: Circumstances<'_>,
-) -> Vec<Command> {
+    mut add: impl FnMut(Command),
+) {
     let key = service.key;
-    let mut commands = Vec::new();
     if !same_settings(service, &has.service) {
-        commands.push(Command::SetService(*service));
+        add(Command::SetService(*service));
+    }
+    // As a rule, when everything is verified.
+    if wanted
+        .usable
+        .iter()
+        .map(destination)
+        .eq(has.destinations.values().copied())
+    {
+        return;
     }
 
     let (mut added, mut raised, mut removed) = (Vec::new(), Vec::new(), Vec::new());
@@ -218,34 +235,31 @@ fn edit(
             removed.push(Command::SetDestination(key, quiet));
         }
     }
-    let added = in_order_of_insertion(added, service, circumstances.node);
-    commands.extend(
-        added
-            .into_iter()
-            .map(|destination| Command::NewDestination(key, destination)),
-    );
-    commands.extend(raised);
-    commands.extend(removed);
-    commands
+    in_order_of_insertion(added.into_iter(), service, circumstances.node)
+        .for_each(|destination| add(Command::NewDestination(key, destination)));
+    raised.into_iter().chain(removed).for_each(add);
 }
 
 /// What a virtual server by firewall mark becomes when its Service stays and nothing is marked for it any more: the
 /// connections through it go on, and it goes with the last of them (A2).
-fn wind_down(key: ServiceKey, has: &Server, circumstances: Circumstances<'_>) -> Vec<Command> {
+fn wind_down(key: ServiceKey, has: &Server, circumstances: Circumstances<'_>, mut add: impl FnMut(Command)) {
     let nothing = RealServers {
-        usable: BTreeMap::new(),
+        usable: Map::default(),
         leaving: has.destinations.keys().copied().collect(),
     };
-    let commands = edit(&has.service, &nothing, has, circumstances);
+    let mut commands = Vec::new();
+    edit(&has.service, &nothing, has, circumstances, |command| {
+        commands.push(command)
+    });
     let ended = |command: &Command| matches!(command, Command::DelDestination(..));
     if commands.len() == has.destinations.len() && commands.iter().all(ended) {
-        vec![Command::DelService(key)]
+        add(Command::DelService(key));
     } else {
-        commands
+        commands.into_iter().for_each(add);
     }
 }
 
-fn destination((address, weight): (&SocketAddr, &u32)) -> Destination {
+fn destination((address, weight): &(SocketAddr, u32)) -> Destination {
     Destination {
         weight: *weight,
         ..Destination::new(*address)
@@ -266,18 +280,19 @@ fn same_settings(wanted: &ipvs::Service, has: &ipvs::Service) -> bool {
 /// node would send its first connection there: each node has an order of its own, always the same for a
 /// virtual server (B7). Other schedulers get the order of the addresses, so that hashing agrees everywhere.
 fn in_order_of_insertion(
-    mut added: Vec<Destination>,
+    added: impl Iterator<Item = Destination>,
     service: &ipvs::Service,
     node: &str,
-) -> Vec<Destination> {
-    if [Scheduler::ROUND_ROBIN, Scheduler::WEIGHTED_ROUND_ROBIN].contains(&service.scheduler) {
-        let mut of_server = DefaultHasher::new();
-        (node, service.key).hash(&mut of_server);
-        added.sort_by_cached_key(|destination| {
-            let mut hasher = of_server.clone();
-            destination.socket_addr().hash(&mut hasher);
-            hasher.finish()
-        });
-    }
-    added
+) -> impl Iterator<Item = Destination> {
+    let by_turns = [Scheduler::ROUND_ROBIN, Scheduler::WEIGHTED_ROUND_ROBIN].contains(&service.scheduler);
+    let of_server = FixedState::with_seed(FixedState::default().hash_one((node, service.key)));
+    let place = |destination: &Destination| match by_turns {
+        true => of_server.hash_one(destination.socket_addr()),
+        false => 0,
+    };
+    let mut added: Vec<_> = added
+        .map(|destination| (place(&destination), destination))
+        .collect();
+    added.sort_by_key(|(place, _)| *place);
+    added.into_iter().map(|(_, destination)| destination)
 }

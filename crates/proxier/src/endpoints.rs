@@ -1,20 +1,18 @@
 //! Which of a Service port's endpoints serve which clients: the slices merged, readiness, topology, locality.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    fmt,
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
 
 use ipvs::Family;
 
-use crate::model::{Conditions, Endpoint, EndpointSlice, Hints, ServicePort};
+use crate::{
+    model::{Conditions, Endpoint, EndpointSlice, Hints, ServicePort},
+    sorted::{Map, Set},
+};
 
 /// All endpoints of one Service port in one address family, merged over the Service's slices.
 #[derive(Debug)]
 pub(crate) struct Endpoints<'a> {
-    by_address: BTreeMap<SocketAddr, Candidate<'a>>,
+    by_address: Map<SocketAddr, Candidate<'a>>,
 }
 
 /// An endpoint, as far as the choice depends on it.
@@ -83,7 +81,7 @@ impl<'a> Endpoints<'a> {
         family: Family,
         node: &str,
     ) -> Self {
-        let mut by_address = BTreeMap::new();
+        let mut candidates = Vec::new();
         for slice in slices {
             let numbers = slice
                 .ports
@@ -92,20 +90,16 @@ impl<'a> Endpoints<'a> {
                 .map(|p| p.port);
             for number in numbers {
                 for endpoint in slice.endpoints.iter().filter(|e| Family::of(e.address) == family) {
-                    let candidate = Candidate::new(endpoint, node);
-                    match by_address.entry(SocketAddr::new(endpoint.address, number.get())) {
-                        Entry::Vacant(vacant) => {
-                            vacant.insert(candidate);
-                        }
-                        Entry::Occupied(mut known) if candidate.rank() > known.get().rank() => {
-                            known.insert(candidate);
-                        }
-                        Entry::Occupied(_) => {}
-                    }
+                    let address = SocketAddr::new(endpoint.address, number.get());
+                    candidates.push((address, Candidate::new(endpoint, node)));
                 }
             }
         }
-        Self { by_address }
+        // Of several the last stays.
+        candidates.sort_by(|(a, of_a), (b, of_b)| a.cmp(b).then_with(|| of_a.rank().cmp(&of_b.rank())));
+        Self {
+            by_address: candidates.into_iter().collect(),
+        }
     }
 
     /// Every address that the slices name, whatever its condition.
@@ -132,7 +126,7 @@ impl<'a> Endpoints<'a> {
 
     /// For clients of policy Cluster: the ready endpoints, those that topology hints mean for us if they
     /// are complete; if none is ready, those that terminate but still serve.
-    pub(crate) fn of_cluster(&self, place: Place<'_>) -> BTreeSet<SocketAddr> {
+    pub(crate) fn of_cluster(&self, place: Place<'_>) -> Set<SocketAddr> {
         let topology = self.topology(place);
         self.choose(|c| c.conditions.ready && topology.admits(c, place))
             .or_else(|| self.choose(|c| c.serves_while_terminating()))
@@ -141,14 +135,14 @@ impl<'a> Endpoints<'a> {
 
     /// For clients of policy Local: the same choice among the endpoints on our node, without topology;
     /// nothing if there is none.
-    pub(crate) fn of_node(&self) -> Option<BTreeSet<SocketAddr>> {
+    pub(crate) fn of_node(&self) -> Option<Set<SocketAddr>> {
         self.choose(|c| c.local && c.conditions.ready)
             .or_else(|| self.choose(|c| c.local && c.serves_while_terminating()))
     }
 
     /// The addresses of the candidates that `wanted` accepts, if there is one.
-    fn choose(&self, wanted: impl Fn(&Candidate<'_>) -> bool) -> Option<BTreeSet<SocketAddr>> {
-        let chosen: BTreeSet<_> = self
+    fn choose(&self, wanted: impl Fn(&Candidate<'_>) -> bool) -> Option<Set<SocketAddr>> {
+        let chosen: Set<_> = self
             .by_address
             .iter()
             .filter(|(_, c)| wanted(c))
@@ -432,7 +426,7 @@ mod tests {
             let merged = merged(&slices);
             let serving = |verdicts: BTreeMap<SocketAddr, Verdict>| {
                 let serving = verdicts.into_iter().filter(|(_, verdict)| verdict.serves());
-                serving.map(|(address, _)| address).collect::<BTreeSet<_>>()
+                serving.map(|(address, _)| address).collect::<Set<_>>()
             };
             assert_eq!(
                 serving(merged.verdicts_of_cluster(place)),

@@ -34,6 +34,7 @@ pub mod planner;
 mod properties;
 pub mod reconciler;
 pub mod report;
+pub mod sorted;
 pub mod source_ports;
 pub mod step;
 pub mod store;

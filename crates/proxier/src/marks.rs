@@ -1,7 +1,6 @@
 //! The firewall marks by which clients in the cluster are told from others (E1).
 
-use std::collections::{HashMap, HashSet};
-
+use foldhash::{HashMap, HashSet};
 use ipvs::ServiceKey;
 
 /// The first half of every mark of ours ("KP"); the other numbers them.
@@ -29,9 +28,9 @@ impl Marks {
         let masquerade = 1_u32.wrapping_shl(masquerade_bit.into());
         Self {
             masquerade,
-            by_key: HashMap::new(),
-            keys: HashMap::new(),
-            in_use: HashSet::new(),
+            by_key: HashMap::default(),
+            keys: HashMap::default(),
+            in_use: HashSet::default(),
             last: 0,
         }
     }

@@ -35,7 +35,12 @@ impl ObjectName {
         }
     }
 
-    /// Whether this is `default/kubernetes`, the API server's own Service, which others need first (B2).
+    /// `default/kubernetes`, the API server's own Service, which others need first (B2).
+    pub fn kubernetes_api() -> Self {
+        Self::new("default", "kubernetes")
+    }
+
+    /// Whether this is [`default/kubernetes`](Self::kubernetes_api).
     pub fn is_kubernetes_api(&self) -> bool {
         &*self.namespace == "default" && &*self.name == "kubernetes"
     }

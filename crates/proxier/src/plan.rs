@@ -29,22 +29,23 @@ use crate::{
     kernel::netfilter::{self, External, Treatment},
     model::{EndpointSlice, Node, Service, ServicePort, SourceRanges, TrafficPolicy},
     report::{HealthCheck, Problem, Refusal, ServiceStatus, Traffic},
+    sorted::{Map, Set},
 };
 
 /// The kernel objects that one Service wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Virtual servers with their real servers, and how netfilter treats their new flows.
-    pub frontends: BTreeMap<ServiceKey, Frontend>,
+    pub frontends: Map<ServiceKey, Frontend>,
     /// Addresses on kube-ipvs0.
-    pub addresses: BTreeSet<IpAddr>,
+    pub addresses: Set<IpAddr>,
     /// Where else than on the node's own addresses `healthCheckNodePort` is open (C1).
-    pub health_checks: BTreeSet<netfilter::Frontend>,
+    pub health_checks: Set<netfilter::Frontend>,
     /// The ports of virtual servers on the node's own addresses, whatever their protocol: no flow that is
     /// masqueraded may leave from one (C2).
-    pub node_ports: BTreeSet<u16>,
+    pub node_ports: Set<u16>,
     /// Pods on this node that may be sent their own packets, which must be masqueraded then (E3).
-    pub hairpins: BTreeSet<IpAddr>,
+    pub hairpins: Set<IpAddr>,
     /// What else is to be told of the Service.
     pub status: ServiceStatus,
 }
@@ -90,11 +91,11 @@ impl Frontend {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RealServers {
     /// Those that were chosen, with their weights: 1, unless the Service's annotations say otherwise.
-    pub usable: BTreeMap<SocketAddr, u32>,
+    pub usable: Map<SocketAddr, u32>,
     /// Those that may keep the connections that they have, at weight 0, if they are real servers already:
     /// TCP endpoints that still exist but are not chosen any more (A2). An endpoint that has left its slice
     /// is not among them: its connections have nobody left to answer them (A9).
-    pub leaving: BTreeSet<SocketAddr>,
+    pub leaving: Set<SocketAddr>,
 }
 
 /// What a plan depends on besides the Service.
@@ -166,6 +167,7 @@ pub fn plan<'a>(
     config: &Config,
 ) -> Plan {
     let mut plan = Plan::default();
+    let mut frontends = Vec::new();
     if let Some(overrides) = service.overrides.as_deref() {
         let invalid = overrides.invalid.iter().cloned();
         plan.status
@@ -205,7 +207,7 @@ pub fn plan<'a>(
         );
         let announced = external_ips.iter().chain(&balancer_ips);
         plan.addresses
-            .extend(announced.filter(|a| !node.own_addresses.contains(a)));
+            .extend(announced.filter(|a| !node.own_addresses.contains(a)).copied());
         if let Some(port) = service.health_check_node_port {
             // Balancers that hand packets over as they are ask there. The node's own addresses are not filtered.
             let probed = balancer_ips.iter().filter(|a| !node.own_addresses.contains(a));
@@ -241,7 +243,7 @@ pub fn plan<'a>(
                         source_ranges: source_ranges.unwrap_or_default(),
                         port: port.name.clone(),
                     };
-                    plan.frontends.insert(key, frontend);
+                    frontends.push((key, frontend));
                     if !plan.addresses.contains(&address) {
                         plan.node_ports.insert(number.get());
                     }
@@ -305,6 +307,7 @@ pub fn plan<'a>(
             plan.status.problems.insert(Problem::NobodyAdmitted { family });
         }
     }
+    plan.frontends = frontends.into_iter().collect();
     plan
 }
 
@@ -397,7 +400,7 @@ impl RealServers {
     /// Those that were chosen; what else the slices name may end what it began.
     fn shared(
         service: &Service,
-        chosen: BTreeSet<SocketAddr>,
+        chosen: Set<SocketAddr>,
         endpoints: &Endpoints<'_>,
         protocol: Protocol,
     ) -> Arc<Self> {
@@ -407,7 +410,7 @@ impl RealServers {
                 .filter(|address| !chosen.contains(address))
                 .collect(),
             // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
-            _ => BTreeSet::new(),
+            _ => Set::default(),
         };
         let overrides = service.overrides.as_deref();
         let weight = |address: SocketAddr| overrides.map_or(1, |overrides| overrides.weight(address.ip()));
@@ -838,7 +841,7 @@ mod tests {
         service.source_ranges = SourceRanges::Only(given.iter().map(|r| r.parse().unwrap()).collect());
         let config = config();
         let plan = plan(&service, &[], &facts(&config), &config);
-        let frontend = plan.frontends.values().next_back().unwrap();
+        let frontend = plan.frontends.values().last().unwrap();
         let ranges = frontend.source_ranges.iter().map(ToString::to_string);
         [frontend.treatment.to_string()]
             .into_iter()
@@ -951,7 +954,7 @@ mod tests {
         )];
         let config = config();
         let plan = plan(&service("web", "10.96.0.10"), &slices, &facts(&config), &config);
-        assert_eq!(plan.hairpins, BTreeSet::from([ip("10.244.0.2")]));
+        assert_eq!(plan.hairpins[..], [ip("10.244.0.2")]);
     }
 
     #[test]

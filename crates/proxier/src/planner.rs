@@ -44,9 +44,9 @@ pub struct Planner {
     wanted: Wanted,
     queue: Queue,
     /// Of the Services that wait in the queue: what made their endpoints change, and when.
-    triggers: HashMap<ObjectName, Vec<(Family, SystemTime)>>,
+    triggers: foldhash::HashMap<ObjectName, Vec<(Family, SystemTime)>>,
     /// What was told last of each Service, if that was anything.
-    statuses: HashMap<ObjectName, ServiceStatus>,
+    statuses: foldhash::HashMap<ObjectName, ServiceStatus>,
 }
 
 /// What planning some Services has come to.
@@ -54,8 +54,8 @@ pub struct Planner {
 pub struct Planned {
     /// How many were planned.
     pub services: usize,
-    /// The objects that they may want otherwise now.
-    pub keys: HashSet<Key>,
+    /// The objects that they may want otherwise now; one that several of them want may come several times.
+    pub keys: Vec<Key>,
     /// What is to be told of Services, where that has changed. These need not be the ones that were planned: a
     /// Service may take what another has lost.
     pub statuses: HashMap<ObjectName, ServiceStatus>,
@@ -80,8 +80,8 @@ impl Planner {
             node,
             wanted: Wanted::new(masquerade_bit),
             queue: Queue::default(),
-            triggers: HashMap::new(),
-            statuses: HashMap::new(),
+            triggers: foldhash::HashMap::default(),
+            statuses: foldhash::HashMap::default(),
         }
     }
 
@@ -204,16 +204,26 @@ impl Planner {
     ) -> Vec<Step> {
         // Equal inputs give equal batches, and `default/kubernetes` is first in its own (B2).
         let mut keys: Vec<_> = keys.into_iter().collect();
-        keys.sort_by_cached_key(|key| (!self.is_kubernetes_api(key), *key));
-        diff(
-            keys,
-            &self.wanted,
-            applied,
-            Circumstances {
-                drained,
-                node: &self.config.node_name,
-            },
-        )
+        keys.sort_unstable();
+        keys.dedup();
+        let first: Vec<_> = self.wanted.keys_of(&ObjectName::kubernetes_api()).collect();
+        let (first, others): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| first.contains(key));
+        self.diff(first.into_iter().chain(others), applied, drained)
+    }
+
+    /// Whether the kernel holds what is wanted of this object.
+    pub(crate) fn is_in_step(&self, key: Key, applied: &Applied, drained: &HashSet<RealServer>) -> bool {
+        self.diff([key], applied, drained).is_empty()
+    }
+
+    fn diff(
+        &self,
+        keys: impl IntoIterator<Item = Key>,
+        applied: &Applied,
+        drained: &HashSet<RealServer>,
+    ) -> Vec<Step> {
+        let node = &self.config.node_name;
+        diff(keys, &self.wanted, applied, Circumstances { drained, node })
     }
 
     /// Why the Service `name` is programmed as it is; nothing if the source has sent no such Service.
@@ -235,7 +245,7 @@ impl Planner {
         chosen.unwrap_or(self.config.drain_timeout)
     }
 
-    fn plan(&mut self, name: &ObjectName) -> HashSet<Key> {
+    fn plan(&mut self, name: &ObjectName) -> Vec<Key> {
         let (created, plan) = match self.store.service(name) {
             Some(service) => (
                 service.created,
@@ -248,15 +258,16 @@ impl Planner {
 
     /// What is to be told of a Service now that it has been planned, and of the others that claim one of the objects
     /// that have changed; of those only for whom it is new.
-    fn look_at(
-        &mut self,
-        planned: &ObjectName,
-        changed: &HashSet<Key>,
-    ) -> HashMap<ObjectName, ServiceStatus> {
-        let servers: Vec<_> = changed.iter().filter_map(Key::server).collect();
-        let rivals = servers.iter().map(|server| self.wanted.claimants(server));
-        let concerned: HashSet<_> = rivals.flatten().chain([planned]).cloned().collect();
-        let mut told = HashMap::new();
+    fn look_at(&mut self, planned: &ObjectName, changed: &[Key]) -> Vec<(ObjectName, ServiceStatus)> {
+        let mut concerned = vec![planned.clone()];
+        for server in changed.iter().filter_map(Key::server) {
+            for claimant in self.wanted.claimants(&server) {
+                if !concerned.contains(claimant) {
+                    concerned.push(claimant.clone());
+                }
+            }
+        }
+        let mut told = Vec::new();
         for service in concerned {
             let status = self.wanted.status(&service);
             let before = self.statuses.remove(&service).unwrap_or_default();
@@ -272,16 +283,9 @@ impl Planner {
             for problem in before.problems.difference(&status.problems) {
                 info!("Service {service}: no longer: {problem}");
             }
-            told.insert(service, status);
+            told.push((service, status));
         }
         told
-    }
-
-    fn is_kubernetes_api(&self, key: &Key) -> bool {
-        let owner = |server| self.wanted.owner(&server);
-        key.server()
-            .and_then(owner)
-            .is_some_and(ObjectName::is_kubernetes_api)
     }
 }
 
@@ -289,7 +293,7 @@ impl Planner {
 #[derive(Debug, Default)]
 struct Queue {
     order: VecDeque<ObjectName>,
-    queued: HashSet<ObjectName>,
+    queued: foldhash::HashSet<ObjectName>,
 }
 
 impl Queue {

@@ -47,7 +47,7 @@ pub struct Reconciler<K> {
     kernel: K,
     applied: Applied,
     draining: Draining,
-    failures: HashMap<Key, Retry>,
+    failures: foldhash::HashMap<Key, Retry>,
     families: Vec<Family>,
     local_detector: LocalDetector,
     reports: UnboundedSender<Report>,
@@ -142,7 +142,7 @@ impl<K: Kernel> Reconciler<K> {
             kernel,
             applied,
             draining: Draining::default(),
-            failures: HashMap::new(),
+            failures: foldhash::HashMap::default(),
             families,
             local_detector,
             reports,
@@ -232,7 +232,7 @@ impl<K: Kernel> Reconciler<K> {
             self.complete = true;
             progress.flows_astray = true;
             // All that exists is programmed: what else is ours is left over from before.
-            let leftovers = self.applied.keys().collect();
+            let leftovers = self.leftovers().collect();
             self.reconcile(leftovers, &mut progress).await;
             let now = Instant::now();
             self.applied
@@ -354,12 +354,17 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Makes the kernel hold what is wanted under these keys, as far as it lets us.
-    async fn reconcile(&mut self, keys: HashSet<Key>, progress: &mut Progress) {
+    async fn reconcile(&mut self, mut keys: Vec<Key>, progress: &mut Progress) {
         let steps = self
             .planner
             .steps_from(&self.applied, keys.iter().copied(), self.draining.drained());
         let mut failed = self.perform(steps, progress).await;
         progress.failed |= !failed.is_empty();
+        if failed.is_empty() && self.failures.is_empty() {
+            return;
+        }
+        keys.sort_unstable();
+        keys.dedup();
         for key in keys {
             match failed.remove(&key) {
                 Some(failure) => self.note_failure(key, failure),
@@ -382,22 +387,24 @@ impl<K: Kernel> Reconciler<K> {
                 .iter()
                 .filter(|step| !failed.contains_key(&step.key))
                 .collect();
-            let operations: Vec<_> = group.iter().map(|step| step.operation.clone()).collect();
-            let Some(driver) = operations.first().map(Operation::driver) else {
+            let operations: Vec<_> = group.iter().map(|step| &step.operation).collect();
+            let Some(driver) = operations.first().map(|operation| operation.driver()) else {
                 continue;
             };
             let started = Instant::now();
             let results = self.kernel.apply(&operations).await;
+            // One look at the clock for all: it may cost a system call.
+            let done = Instant::now();
             progress.work.push(Work {
                 driver,
                 operations: operations.len(),
                 failures: results.iter().filter(|result| result.is_err()).count(),
-                duration: started.elapsed(),
+                duration: done - started,
             });
             for (step, result) in group.into_iter().zip(results) {
                 match result {
                     Ok(()) => {
-                        self.record(&step.operation);
+                        self.record(&step.operation, done);
                         progress.note(step);
                     }
                     Err(failure) => {
@@ -412,11 +419,11 @@ impl<K: Kernel> Reconciler<K> {
         failed
     }
 
-    fn record(&mut self, operation: &Operation) {
+    fn record(&mut self, operation: &Operation, done: Instant) {
         trace!("{operation}");
         self.applied.record(operation);
         if let Operation::Ipvs(command) = operation {
-            self.draining.note(command, Instant::now());
+            self.draining.note(command, done);
         }
     }
 
@@ -479,9 +486,9 @@ impl<K: Kernel> Reconciler<K> {
         self.applied = Applied::new(observed, &self.planner.config().exclude_cidrs);
         self.draining.keep(&self.applied.quiescent().collect());
         self.planner.set_own_addresses(own_addresses);
-        let mut keys: HashSet<_> = self.planner.wanted().keys().collect();
+        let mut keys = self.out_of_step();
         if self.complete {
-            keys.extend(self.applied.keys());
+            keys.extend(self.leftovers());
         }
         self.reconcile(keys, &mut progress).await;
         if self.complete && !self.taken_over {
@@ -489,6 +496,22 @@ impl<K: Kernel> Reconciler<K> {
         }
         progress.flows_astray = true;
         self.finish(progress, Planned::default()).await;
+    }
+
+    /// What the kernel does not hold as it is wanted, and what has failed. As a rule there is nothing.
+    fn out_of_step(&self) -> Vec<Key> {
+        let drained = self.draining.drained();
+        let in_step = |key| self.planner.is_in_step(key, &self.applied, drained);
+        let wanted = self.planner.wanted().keys();
+        wanted
+            .filter(|key| self.failures.contains_key(key) || !in_step(*key))
+            .collect()
+    }
+
+    /// What is ours and not wanted.
+    fn leftovers(&self) -> impl Iterator<Item = Key> {
+        let ours = self.applied.keys();
+        ours.filter(|key| !self.planner.wanted().contains(key))
     }
 
     /// Says once what other programs' packet filters drop, and when they do not any more.

@@ -1,10 +1,12 @@
 //! The current Services and EndpointSlices, and which Service a change concerns.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
 };
+
+use foldhash::{HashMap, HashSet};
 
 use crate::model::{Change, EndpointSlice, Node, ObjectName, Service};
 
@@ -88,7 +90,7 @@ impl Store {
 
     /// Where API servers listen: the endpoints of `default/kubernetes`.
     pub fn api_servers(&self) -> BTreeSet<SocketAddr> {
-        let service = ObjectName::new("default", "kubernetes");
+        let service = ObjectName::kubernetes_api();
         let listens = |slice: &EndpointSlice| {
             let ports = slice.ports.iter().map(|port| port.port.get());
             let pairs = ports.flat_map(|port| slice.endpoints.iter().map(move |e| (e.address, port)));

@@ -5,12 +5,9 @@
 //! claim reach the kernel. One address, protocol and port can belong to one Service only: of two that claim
 //! it the older wins, and the other takes over when the winner goes (Q25).
 
-use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    hash::Hash,
-    net::IpAddr,
-};
+use std::{hash::Hash, net::IpAddr};
 
+use foldhash::HashMap;
 use ipvs::ServiceKey;
 
 use crate::{
@@ -20,6 +17,7 @@ use crate::{
     model::ObjectName,
     plan::{Frontend, Plan, RealServers},
     report::{Problem, ServiceStatus},
+    sorted::Set,
     source_ports::SourcePorts,
     step::Key,
 };
@@ -46,7 +44,7 @@ pub struct Wanted {
     marks: Marks,
     plans: HashMap<ObjectName, Claim>,
     /// In the order of precedence: the first of each set wins.
-    servers: HashMap<ServiceKey, BTreeSet<Claimant>>,
+    servers: HashMap<ServiceKey, Set<Claimant>>,
     addresses: Count<IpAddr>,
     health_checks: Count<netfilter::Frontend>,
     hairpins: Count<IpAddr>,
@@ -72,8 +70,8 @@ impl Wanted {
     pub fn new(masquerade_bit: u8) -> Self {
         Self {
             marks: Marks::new(masquerade_bit),
-            plans: HashMap::new(),
-            servers: HashMap::new(),
+            plans: HashMap::default(),
+            servers: HashMap::default(),
             addresses: Count::default(),
             health_checks: Count::default(),
             hairpins: Count::default(),
@@ -94,8 +92,8 @@ impl Wanted {
 
     /// Replaces what a Service wants; [`Plan::default`] withdraws it. Returns the keys whose wanted state may
     /// differ now, each once.
-    pub fn replace(&mut self, service: &ObjectName, created: i64, plan: Plan) -> HashSet<Key> {
-        let mut changed = HashSet::new();
+    pub fn replace(&mut self, service: &ObjectName, created: i64, plan: Plan) -> Vec<Key> {
+        let mut changed = Vec::new();
         let gone = self.plans.remove(service);
         let before = gone.as_ref().map(|claim| &claim.plan);
 
@@ -127,9 +125,10 @@ impl Wanted {
             }
         }
         let frontends = before.map(|plan| &plan.frontends);
+        let is_new = gone.as_ref().is_none_or(|claim| claim.created != created);
         for (key, frontend) in &plan.frontends {
-            if frontends.and_then(|old| old.get(key)) != Some(frontend) {
-                changed.insert(Key::Server(*key));
+            if is_new || frontends.and_then(|old| old.get(key)) != Some(frontend) {
+                changed.push(Key::Server(*key));
             }
         }
         let lost = frontends
@@ -137,11 +136,8 @@ impl Wanted {
             .flat_map(|old| old.keys())
             .filter(|key| !plan.frontends.contains_key(key));
         changed.extend(lost.map(|key| Key::Server(*key)));
-        if gone.as_ref().is_some_and(|claim| claim.created != created) {
-            changed.extend(plan.frontends.keys().map(|key| Key::Server(*key)));
-        }
 
-        let (none, no_checks, no_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (none, no_checks, no_ports) = (Set::default(), Set::default(), Set::default());
         let addresses = before.map_or(&none, |plan| &plan.addresses);
         changed.extend(
             self.addresses
@@ -164,7 +160,7 @@ impl Wanted {
             .any(|port| self.source_ports.contains(*port) && self.node_ports.contains(port))
         {
             self.source_ports = SourcePorts::longest(|port| self.node_ports.contains(port));
-            changed.insert(Key::SourcePorts);
+            changed.push(Key::SourcePorts);
         }
 
         if plan != Plan::default() {
@@ -198,6 +194,14 @@ impl Wanted {
         })
     }
 
+    /// The virtual servers that a Service has.
+    pub fn keys_of<'a>(&'a self, service: &'a ObjectName) -> impl Iterator<Item = Key> + 'a {
+        let keys = self.plans.get(service).into_iter();
+        let keys = keys.flat_map(|claim| claim.plan.frontends.keys().copied());
+        keys.filter(move |key| self.owner(key) == Some(service))
+            .map(Key::Server)
+    }
+
     /// Who has the virtual server `key`.
     pub fn owner(&self, key: &ServiceKey) -> Option<&ObjectName> {
         self.servers.get(key)?.first().map(|claimant| &claimant.service)
@@ -214,11 +218,11 @@ impl Wanted {
     }
 
     /// The netfilter elements wanted for an object.
-    pub fn elements(&self, key: &Key) -> BTreeSet<Element> {
+    pub fn elements(&self, key: &Key) -> Set<Element> {
         match *key {
             Key::Server(server) => {
                 let (Some(wanted), Some(frontend)) = (self.server(&server), frontend(&server)) else {
-                    return BTreeSet::new();
+                    return Set::default();
                 };
                 let ranges = wanted
                     .source_ranges
@@ -250,7 +254,7 @@ impl Wanted {
                 .then_some(Element::Hairpin(address))
                 .into_iter()
                 .collect(),
-            Key::SourcePorts => BTreeSet::new(),
+            Key::SourcePorts => Set::default(),
         }
     }
 
@@ -275,6 +279,17 @@ impl Wanted {
             .chain(health_checks)
             .chain(hairpins)
             .chain([Key::SourcePorts])
+    }
+
+    /// Whether anything is wanted under this key.
+    pub fn contains(&self, key: &Key) -> bool {
+        match key {
+            Key::Server(server) => self.servers.contains_key(server),
+            Key::Address(address) => self.addresses.contains(address),
+            Key::HealthCheck(frontend) => self.health_checks.contains(frontend),
+            Key::Hairpin(address) => self.hairpins.contains(address),
+            Key::SourcePorts => true,
+        }
     }
 
     /// How many keys are wanted.
@@ -318,7 +333,7 @@ struct Count<T>(HashMap<T, usize>);
 
 impl<T> Default for Count<T> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(HashMap::default())
     }
 }
 
@@ -332,7 +347,7 @@ impl<T: Copy + Eq + Hash + Ord> Count<T> {
     }
 
     /// Moves one Service's claims from `before` to `after`; returns what is wanted anew, or no more.
-    fn replace(&mut self, before: &BTreeSet<T>, after: &BTreeSet<T>) -> impl Iterator<Item = T> + use<T> {
+    fn replace(&mut self, before: &Set<T>, after: &Set<T>) -> impl Iterator<Item = T> + use<T> {
         let mut changed = Vec::new();
         for object in after.difference(before) {
             let count = self.0.entry(*object).or_default();

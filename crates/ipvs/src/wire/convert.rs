@@ -1,73 +1,18 @@
 //! Between the attributes and the types that say what they mean.
 
+use std::borrow::Borrow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::DecodeError;
+use netlink_packet_core::{DecodeError, NlasIterator, Parseable, ParseableParametrized};
+use netlink_packet_generic::GenlHeader;
 
-use super::{DaemonAttr, DestinationAttr, IpvsAttr, IpvsCmd, IpvsMessage, ServiceAttr, StatsAttr};
+use super::{DaemonAttr, DestinationAttr, IPVS_CMD_ATTR_SERVICE, IpvsAttr, IpvsMessage, ServiceAttr};
 use crate::{
-    Command, DaemonRole, Destination, DestinationEntry, Family, Forwarding, Info, Netmask, Protocol, Service,
-    ServiceEntry, ServiceFlags, ServiceKey, Stats, SyncDaemon, Timeouts, TunnelFlags, TunnelType, Version,
+    DaemonRole, Destination, DestinationEntry, Family, Forwarding, Info, Netmask, Protocol, Service,
+    ServiceEntry, ServiceFlags, ServiceKey, SyncDaemon, Timeouts, TunnelFlags, TunnelType, Version,
 };
 
-impl From<&Command> for IpvsMessage {
-    fn from(command: &Command) -> Self {
-        use IpvsAttr as Attr;
-        let (cmd, attributes) = match command {
-            Command::NewService(service) => (IpvsCmd::NewService, vec![Attr::Service(service.attributes())]),
-            Command::SetService(service) => (IpvsCmd::SetService, vec![Attr::Service(service.attributes())]),
-            Command::DelService(key) => (IpvsCmd::DelService, vec![Attr::Service(key.attributes())]),
-            Command::NewDestination(key, destination) => (
-                IpvsCmd::NewDestination,
-                vec![
-                    Attr::Service(key.attributes()),
-                    Attr::Destination(destination.attributes()),
-                ],
-            ),
-            Command::SetDestination(key, destination) => (
-                IpvsCmd::SetDestination,
-                vec![
-                    Attr::Service(key.attributes()),
-                    Attr::Destination(destination.attributes()),
-                ],
-            ),
-            Command::DelDestination(key, address) => (
-                IpvsCmd::DelDestination,
-                vec![
-                    Attr::Service(key.attributes()),
-                    Attr::Destination(destination_key(address.ip(), address.port())),
-                ],
-            ),
-            Command::NewDaemon(daemon) => (IpvsCmd::NewDaemon, vec![Attr::Daemon(daemon.attributes())]),
-            Command::DelDaemon(role) => (
-                IpvsCmd::DelDaemon,
-                vec![Attr::Daemon(vec![DaemonAttr::State(role.number())])],
-            ),
-            Command::SetTimeouts(Timeouts { tcp, tcp_fin, udp }) => (
-                IpvsCmd::SetConfig,
-                vec![
-                    Attr::TimeoutTcp(*tcp),
-                    Attr::TimeoutTcpFin(*tcp_fin),
-                    Attr::TimeoutUdp(*udp),
-                ],
-            ),
-            Command::Zero(None) => (IpvsCmd::Zero, vec![]),
-            Command::Zero(Some(key)) => (IpvsCmd::Zero, vec![Attr::Service(key.attributes())]),
-            Command::Flush => (IpvsCmd::Flush, vec![]),
-        };
-        Self { cmd, attributes }
-    }
-}
-
 impl IpvsMessage {
-    /// A message that names one service.
-    pub(crate) fn about(cmd: IpvsCmd, key: &ServiceKey) -> Self {
-        Self {
-            cmd,
-            attributes: vec![IpvsAttr::Service(key.attributes())],
-        }
-    }
-
     /// The service that an answer to [`IpvsCmd::GetService`] tells of, unless it is of a protocol that IPVS does
     /// not schedule.
     pub(crate) fn service_entry(&self) -> Result<Option<ServiceEntry>, DecodeError> {
@@ -75,7 +20,12 @@ impl IpvsMessage {
             IpvsAttr::Service(attributes) => Some(attributes.as_slice()),
             _ => None,
         });
-        service_entry(attributes.ok_or("IPVS_CMD_ATTR_SERVICE is missing")?)
+        service_entry(
+            attributes
+                .ok_or("IPVS_CMD_ATTR_SERVICE is missing")?
+                .iter()
+                .map(Ok),
+        )
     }
 
     /// The destination that an answer to [`IpvsCmd::GetDestination`] tells of. Old kernels leave it to the service
@@ -129,101 +79,49 @@ impl IpvsMessage {
     }
 }
 
-impl ServiceKey {
-    fn attributes(&self) -> Vec<ServiceAttr> {
-        let mut attributes = Vec::with_capacity(9);
-        attributes.push(ServiceAttr::Family(self.family().number()));
-        match *self {
-            Self::Address {
-                address,
-                protocol,
-                port,
-            } => attributes.extend([
-                ServiceAttr::Protocol(protocol.number().into()),
-                ServiceAttr::Address(address_bytes(address)),
-                ServiceAttr::Port(port),
-            ]),
-            // To the kernel a mark of 0 means "by address", here 0.0.0.0:0. Without a mark it refuses the message.
-            Self::Fwmark { mark: 0, .. } => {}
-            Self::Fwmark { mark, .. } => attributes.push(ServiceAttr::Fwmark(mark)),
+/// A service in a listing, which is read without a vector of its attributes: thousands are listed. `None` is one of a
+/// protocol that IPVS does not schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedService(pub Option<ServiceEntry>);
+
+impl ParseableParametrized<[u8], GenlHeader> for ListedService {
+    fn parse_with_param(buffer: &[u8], _: GenlHeader) -> Result<Self, DecodeError> {
+        for attribute in NlasIterator::new(buffer) {
+            let attribute = attribute?;
+            if attribute.kind() == IPVS_CMD_ATTR_SERVICE {
+                let attributes = NlasIterator::new(attribute.value());
+                let attributes = attributes.map(|attribute| ServiceAttr::parse(&attribute?));
+                return service_entry(attributes).map(Self);
+            }
         }
-        attributes
-    }
-}
-
-impl Service {
-    fn attributes(&self) -> Vec<ServiceAttr> {
-        let mut attributes = self.key.attributes();
-        attributes.extend([
-            ServiceAttr::SchedName(self.scheduler.to_string()),
-            ServiceAttr::Flags {
-                flags: self.flags.bits(),
-                mask: u32::MAX,
-            },
-            ServiceAttr::Timeout(self.timeout),
-            ServiceAttr::Netmask(self.netmask.to_bytes(self.key.family())),
-        ]);
-        attributes.extend(
-            self.persistence_engine
-                .map(|engine| ServiceAttr::PeName(engine.to_string())),
-        );
-        attributes
-    }
-}
-
-fn destination_key(address: IpAddr, port: u16) -> Vec<DestinationAttr> {
-    let mut attributes = Vec::with_capacity(10);
-    attributes.extend([
-        DestinationAttr::Family(Family::of(address).number()),
-        DestinationAttr::Address(address_bytes(address)),
-        DestinationAttr::Port(port),
-    ]);
-    attributes
-}
-
-impl Destination {
-    fn attributes(&self) -> Vec<DestinationAttr> {
-        let mut attributes = destination_key(self.address, self.port);
-        attributes.extend([
-            DestinationAttr::FwdMethod(self.forwarding.number()),
-            DestinationAttr::Weight(self.weight),
-        ]);
-        if let Forwarding::Tunnel(tunnel) = self.forwarding {
-            let (number, port, flags) = tunnel.to_parts();
-            attributes.extend([
-                DestinationAttr::TunType(number),
-                DestinationAttr::TunPort(port),
-                DestinationAttr::TunFlags(flags.bits()),
-            ]);
-        }
-        attributes.extend([
-            DestinationAttr::UpperThreshold(self.upper_threshold),
-            DestinationAttr::LowerThreshold(self.lower_threshold),
-        ]);
-        attributes
+        Err("IPVS_CMD_ATTR_SERVICE is missing".into())
     }
 }
 
 impl SyncDaemon {
-    fn attributes(&self) -> Vec<DaemonAttr> {
-        let mut attributes = vec![
-            DaemonAttr::State(self.role.number()),
-            // The kernel refuses more than 15 bytes: enough is sent to be refused.
-            DaemonAttr::McastIfn(self.interface.chars().take(16).collect()),
-            DaemonAttr::SyncId(self.sync_id),
-        ];
-        attributes.extend(self.max_length.map(DaemonAttr::SyncMaxlen));
-        attributes.extend(self.group.map(|group| match group {
+    /// Hands over each attribute.
+    pub(super) fn each_attribute(&self, mut add: impl FnMut(DaemonAttr)) {
+        add(DaemonAttr::State(self.role.number()));
+        // The kernel refuses more than 15 bytes: enough is sent to be refused.
+        add(DaemonAttr::McastIfn(self.interface.chars().take(16).collect()));
+        add(DaemonAttr::SyncId(self.sync_id));
+        let group = self.group.map(|group| match group {
             IpAddr::V4(group) => DaemonAttr::McastGroup(group),
             IpAddr::V6(group) => DaemonAttr::McastGroup6(group),
-        }));
-        attributes.extend(self.port.map(DaemonAttr::McastPort));
-        attributes.extend(self.ttl.map(DaemonAttr::McastTtl));
-        attributes
+        });
+        let optional = [
+            self.max_length.map(DaemonAttr::SyncMaxlen),
+            group,
+            self.port.map(DaemonAttr::McastPort),
+            self.ttl.map(DaemonAttr::McastTtl),
+        ];
+        optional.into_iter().flatten().for_each(add);
     }
 }
 
-fn service_entry(attributes: &[ServiceAttr]) -> Result<Option<ServiceEntry>, DecodeError> {
+fn service_entry<A: Borrow<ServiceAttr>>(
+    attributes: impl Iterator<Item = Result<A, DecodeError>>,
+) -> Result<Option<ServiceEntry>, DecodeError> {
     let mut family = None;
     let mut protocol = None;
     let mut address = [0; 16];
@@ -237,25 +135,21 @@ fn service_entry(attributes: &[ServiceAttr]) -> Result<Option<ServiceEntry>, Dec
     let mut stats = None;
     let mut stats64 = None;
     for attribute in attributes {
-        match attribute {
+        match attribute?.borrow() {
             ServiceAttr::Family(number) => family = Some(known_family(*number)?),
             ServiceAttr::Protocol(number) => protocol = Some(*number),
             ServiceAttr::Address(bytes) => address = *bytes,
             ServiceAttr::Port(number) => port = *number,
             ServiceAttr::Fwmark(mark) => fwmark = Some(*mark),
-            ServiceAttr::SchedName(name) => {
-                scheduler = Some(name.parse().map_err(|error| format!("{error}"))?);
-            }
+            ServiceAttr::SchedName(name) => scheduler = Some(*name),
             ServiceAttr::Flags { flags: bits, .. } => {
                 flags = ServiceFlags::from_bits(*bits).without(ServiceFlags::HASHED);
             }
             ServiceAttr::Timeout(seconds) => timeout = *seconds,
             ServiceAttr::Netmask(bytes) => netmask = *bytes,
-            ServiceAttr::PeName(name) => {
-                persistence_engine = Some(name.parse().map_err(|error| format!("{error}"))?);
-            }
-            ServiceAttr::Stats(attributes) => stats = Some(attributes),
-            ServiceAttr::Stats64(attributes) => stats64 = Some(attributes),
+            ServiceAttr::PeName(name) => persistence_engine = Some(*name),
+            ServiceAttr::Stats(counters) => stats = Some(*counters),
+            ServiceAttr::Stats64(counters) => stats64 = Some(*counters),
             ServiceAttr::Other(_) => {}
         }
     }
@@ -283,7 +177,7 @@ fn service_entry(attributes: &[ServiceAttr]) -> Result<Option<ServiceEntry>, Dec
             netmask: Netmask::from_bytes(netmask, family),
             persistence_engine,
         },
-        stats: to_stats(stats64.or(stats)),
+        stats: stats64.or(stats).unwrap_or_default(),
     }))
 }
 
@@ -315,9 +209,9 @@ fn destination_entry(
             DestinationAttr::ActiveConns(number) => active_connections = *number,
             DestinationAttr::InactConns(number) => inactive_connections = *number,
             DestinationAttr::PersistConns(number) => persistent_connections = *number,
-            DestinationAttr::Stats(attributes) => stats = Some(attributes),
+            DestinationAttr::Stats(counters) => stats = Some(*counters),
             DestinationAttr::Family(number) => family = known_family(*number)?,
-            DestinationAttr::Stats64(attributes) => stats64 = Some(attributes),
+            DestinationAttr::Stats64(counters) => stats64 = Some(*counters),
             DestinationAttr::TunType(number) => tunnel.0 = *number,
             DestinationAttr::TunPort(number) => tunnel.1 = *number,
             DestinationAttr::TunFlags(bits) => tunnel.2 = TunnelFlags::from_bits(*bits),
@@ -340,7 +234,7 @@ fn destination_entry(
         active_connections,
         inactive_connections,
         persistent_connections,
-        stats: to_stats(stats64.or(stats)),
+        stats: stats64.or(stats).unwrap_or_default(),
     })
 }
 
@@ -376,40 +270,8 @@ fn sync_daemon(attributes: &[DaemonAttr]) -> Result<SyncDaemon, DecodeError> {
     })
 }
 
-fn to_stats(attributes: Option<&Vec<StatsAttr>>) -> Stats {
-    let mut stats = Stats::default();
-    for attribute in attributes.into_iter().flatten() {
-        match *attribute {
-            StatsAttr::Conns(number) => stats.connections = number,
-            StatsAttr::InPkts(number) => stats.in_packets = number,
-            StatsAttr::OutPkts(number) => stats.out_packets = number,
-            StatsAttr::InBytes(number) => stats.in_bytes = number,
-            StatsAttr::OutBytes(number) => stats.out_bytes = number,
-            StatsAttr::Cps(number) => stats.connections_per_second = number,
-            StatsAttr::InPps(number) => stats.in_packets_per_second = number,
-            StatsAttr::OutPps(number) => stats.out_packets_per_second = number,
-            StatsAttr::InBps(number) => stats.in_bytes_per_second = number,
-            StatsAttr::OutBps(number) => stats.out_bytes_per_second = number,
-            StatsAttr::Other(_) => {}
-        }
-    }
-    stats
-}
-
 fn known_family(number: u16) -> Result<Family, DecodeError> {
     Family::from_number(number).ok_or_else(|| format!("address family {number} is unknown").into())
-}
-
-fn address_bytes(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => {
-            let mut bytes = [0; 16];
-            let (ipv4, _) = bytes.split_at_mut(4);
-            ipv4.copy_from_slice(&address.octets());
-            bytes
-        }
-        IpAddr::V6(address) => address.octets(),
-    }
 }
 
 fn ip_addr(bytes: [u8; 16], family: Family) -> IpAddr {

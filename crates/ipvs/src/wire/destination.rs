@@ -1,25 +1,27 @@
+use netlink_batch::Attributes;
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, Nla, NlaBuffer, Parseable, parse_u8, parse_u16,
-    parse_u16_be, parse_u32,
+    DecodeError, DefaultNla, NLA_F_NESTED, Nla, NlaBuffer, Parseable, parse_u8, parse_u16, parse_u16_be,
+    parse_u32,
 };
 
-use super::{StatsAttr, parse_address, parse_nested, put};
+use super::{parse_address, put};
+use crate::Stats;
 
-const IPVS_DEST_ATTR_ADDR: u16 = 1;
-const IPVS_DEST_ATTR_PORT: u16 = 2;
-const IPVS_DEST_ATTR_FWD_METHOD: u16 = 3;
-const IPVS_DEST_ATTR_WEIGHT: u16 = 4;
-const IPVS_DEST_ATTR_U_THRESH: u16 = 5;
-const IPVS_DEST_ATTR_L_THRESH: u16 = 6;
-const IPVS_DEST_ATTR_ACTIVE_CONNS: u16 = 7;
-const IPVS_DEST_ATTR_INACT_CONNS: u16 = 8;
-const IPVS_DEST_ATTR_PERSIST_CONNS: u16 = 9;
-const IPVS_DEST_ATTR_STATS: u16 = 10;
-const IPVS_DEST_ATTR_ADDR_FAMILY: u16 = 11;
-const IPVS_DEST_ATTR_STATS64: u16 = 12;
-const IPVS_DEST_ATTR_TUN_TYPE: u16 = 13;
-const IPVS_DEST_ATTR_TUN_PORT: u16 = 14;
-const IPVS_DEST_ATTR_TUN_FLAGS: u16 = 15;
+pub(super) const IPVS_DEST_ATTR_ADDR: u16 = 1;
+pub(super) const IPVS_DEST_ATTR_PORT: u16 = 2;
+pub(super) const IPVS_DEST_ATTR_FWD_METHOD: u16 = 3;
+pub(super) const IPVS_DEST_ATTR_WEIGHT: u16 = 4;
+pub(super) const IPVS_DEST_ATTR_U_THRESH: u16 = 5;
+pub(super) const IPVS_DEST_ATTR_L_THRESH: u16 = 6;
+pub(super) const IPVS_DEST_ATTR_ACTIVE_CONNS: u16 = 7;
+pub(super) const IPVS_DEST_ATTR_INACT_CONNS: u16 = 8;
+pub(super) const IPVS_DEST_ATTR_PERSIST_CONNS: u16 = 9;
+pub(super) const IPVS_DEST_ATTR_STATS: u16 = 10;
+pub(super) const IPVS_DEST_ATTR_ADDR_FAMILY: u16 = 11;
+pub(super) const IPVS_DEST_ATTR_STATS64: u16 = 12;
+pub(super) const IPVS_DEST_ATTR_TUN_TYPE: u16 = 13;
+pub(super) const IPVS_DEST_ATTR_TUN_PORT: u16 = 14;
+pub(super) const IPVS_DEST_ATTR_TUN_FLAGS: u16 = 15;
 
 /// What a destination is made of (`IPVS_DEST_ATTR_*`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +46,11 @@ pub enum DestinationAttr {
     /// Persistence templates.
     PersistConns(u32),
     /// Counters, of which some have 32 bits.
-    Stats(Vec<StatsAttr>),
+    Stats(Stats),
     /// `AF_INET` or `AF_INET6` (since Linux 3.18; before, it is the service's).
     Family(u16),
     /// Counters of 64 bits.
-    Stats64(Vec<StatsAttr>),
+    Stats64(Stats),
     /// `IP_VS_CONN_F_TUNNEL_TYPE_*`.
     TunType(u8),
     /// The tunnel's port; in network byte order on the wire.
@@ -72,7 +74,7 @@ impl Nla for DestinationAttr {
             | Self::InactConns(_)
             | Self::PersistConns(_) => 4,
             Self::Address(_) => 16,
-            Self::Stats(stats) | Self::Stats64(stats) => stats.as_slice().buffer_len(),
+            Self::Stats(stats) | Self::Stats64(stats) => Attributes::length(|nested| stats.write(nested)),
             Self::Other(other) => other.value_len(),
         }
     }
@@ -111,7 +113,9 @@ impl Nla for DestinationAttr {
             | Self::ActiveConns(value)
             | Self::InactConns(value)
             | Self::PersistConns(value) => put(buffer, &value.to_ne_bytes()),
-            Self::Stats(stats) | Self::Stats64(stats) => stats.as_slice().emit(buffer),
+            Self::Stats(stats) | Self::Stats64(stats) => {
+                Attributes::write(buffer, |nested| stats.write(nested))
+            }
             Self::Other(other) => other.emit_value(buffer),
         }
     }
@@ -130,9 +134,9 @@ impl<'a> Parseable<NlaBuffer<&'a [u8]>> for DestinationAttr {
             IPVS_DEST_ATTR_ACTIVE_CONNS => Self::ActiveConns(parse_u32(value)?),
             IPVS_DEST_ATTR_INACT_CONNS => Self::InactConns(parse_u32(value)?),
             IPVS_DEST_ATTR_PERSIST_CONNS => Self::PersistConns(parse_u32(value)?),
-            IPVS_DEST_ATTR_STATS => Self::Stats(parse_nested(value)?),
+            IPVS_DEST_ATTR_STATS => Self::Stats(Stats::parse(value)?),
             IPVS_DEST_ATTR_ADDR_FAMILY => Self::Family(parse_u16(value)?),
-            IPVS_DEST_ATTR_STATS64 => Self::Stats64(parse_nested(value)?),
+            IPVS_DEST_ATTR_STATS64 => Self::Stats64(Stats::parse(value)?),
             IPVS_DEST_ATTR_TUN_TYPE => Self::TunType(parse_u8(value)?),
             IPVS_DEST_ATTR_TUN_PORT => Self::TunPort(parse_u16_be(value)?),
             IPVS_DEST_ATTR_TUN_FLAGS => Self::TunFlags(parse_u16(value)?),

@@ -1,9 +1,11 @@
 //! The messages of the generic netlink family `IPVS`, as `include/uapi/linux/ip_vs.h` has them: bytes in, bytes
 //! out, no I/O.
 //!
-//! The types are those of the rust-netlink family: [`IpvsMessage`] is the payload of a
-//! `netlink_packet_generic::GenlMessage`. What this version does not know is kept in an `Other` attribute.
+//! The types are those of the rust-netlink family: [`IpvsMessage`], or a reference to a
+//! [`Command`](crate::Command), is the payload of a `netlink_packet_generic::GenlMessage`. What this version does not
+//! know is kept in an `Other` attribute, except among counters.
 
+mod command;
 mod convert;
 mod daemon;
 mod destination;
@@ -12,16 +14,19 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+use std::str::FromStr;
+
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, ErrorContext, NLA_F_NESTED, Nla, NlaBuffer, NlasIterator, Parseable,
     ParseableParametrized, parse_u32,
 };
 use netlink_packet_generic::{GenlFamily, GenlHeader};
 
+pub(crate) use command::Query;
+pub use convert::ListedService;
 pub use daemon::DaemonAttr;
 pub use destination::DestinationAttr;
 pub use service::ServiceAttr;
-pub use stats::StatsAttr;
 
 /// `IPVS_GENL_VERSION`.
 const VERSION: u8 = 1;
@@ -291,6 +296,12 @@ fn put_string(buffer: &mut [u8], value: &str) {
         text.copy_from_slice(value.as_bytes());
         *nul = 0;
     }
+}
+
+/// The name of something that a kernel module provides, if this can be one.
+fn parse_name<T: FromStr>(value: &[u8]) -> Option<T> {
+    let name = std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value));
+    name.ok()?.parse().ok()
 }
 
 /// A `union nf_inet_addr`: an IPv4 address is in its first four bytes.

@@ -1,22 +1,23 @@
+use netlink_batch::Attributes;
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLA_F_NESTED, Nla, NlaBuffer, Parseable, parse_string, parse_u16,
-    parse_u16_be, parse_u32,
+    DecodeError, DefaultNla, NLA_F_NESTED, Nla, NlaBuffer, Parseable, parse_u16, parse_u16_be, parse_u32,
 };
 
-use super::{StatsAttr, parse_address, parse_nested, put, put_string};
+use super::{parse_address, parse_name, put, put_string};
+use crate::{PersistenceEngine, Scheduler, Stats};
 
-const IPVS_SVC_ATTR_AF: u16 = 1;
-const IPVS_SVC_ATTR_PROTOCOL: u16 = 2;
-const IPVS_SVC_ATTR_ADDR: u16 = 3;
-const IPVS_SVC_ATTR_PORT: u16 = 4;
-const IPVS_SVC_ATTR_FWMARK: u16 = 5;
-const IPVS_SVC_ATTR_SCHED_NAME: u16 = 6;
-const IPVS_SVC_ATTR_FLAGS: u16 = 7;
-const IPVS_SVC_ATTR_TIMEOUT: u16 = 8;
-const IPVS_SVC_ATTR_NETMASK: u16 = 9;
-const IPVS_SVC_ATTR_STATS: u16 = 10;
-const IPVS_SVC_ATTR_PE_NAME: u16 = 11;
-const IPVS_SVC_ATTR_STATS64: u16 = 12;
+pub(super) const IPVS_SVC_ATTR_AF: u16 = 1;
+pub(super) const IPVS_SVC_ATTR_PROTOCOL: u16 = 2;
+pub(super) const IPVS_SVC_ATTR_ADDR: u16 = 3;
+pub(super) const IPVS_SVC_ATTR_PORT: u16 = 4;
+pub(super) const IPVS_SVC_ATTR_FWMARK: u16 = 5;
+pub(super) const IPVS_SVC_ATTR_SCHED_NAME: u16 = 6;
+pub(super) const IPVS_SVC_ATTR_FLAGS: u16 = 7;
+pub(super) const IPVS_SVC_ATTR_TIMEOUT: u16 = 8;
+pub(super) const IPVS_SVC_ATTR_NETMASK: u16 = 9;
+pub(super) const IPVS_SVC_ATTR_STATS: u16 = 10;
+pub(super) const IPVS_SVC_ATTR_PE_NAME: u16 = 11;
+pub(super) const IPVS_SVC_ATTR_STATS64: u16 = 12;
 
 /// What a service is made of (`IPVS_SVC_ATTR_*`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub enum ServiceAttr {
     /// The mark of the packets; in host byte order on the wire.
     Fwmark(u32),
     /// The scheduler's name.
-    SchedName(String),
+    SchedName(Scheduler),
     /// A `struct ip_vs_flags`: of the bits in `mask`, those in `flags` are set and the others cleared.
     Flags {
         /// The bits.
@@ -46,12 +47,12 @@ pub enum ServiceAttr {
     /// The mask of persistence: an IPv4 mask in network byte order, an IPv6 prefix length in the host's.
     Netmask([u8; 4]),
     /// Counters, of which some have 32 bits.
-    Stats(Vec<StatsAttr>),
+    Stats(Stats),
     /// The persistence engine's name.
-    PeName(String),
+    PeName(PersistenceEngine),
     /// Counters of 64 bits.
-    Stats64(Vec<StatsAttr>),
-    /// An attribute that this version does not know.
+    Stats64(Stats),
+    /// An attribute that this version does not know, or a name that is none.
     Other(DefaultNla),
 }
 
@@ -62,8 +63,9 @@ impl Nla for ServiceAttr {
             Self::Fwmark(_) | Self::Timeout(_) | Self::Netmask(_) => 4,
             Self::Flags { .. } => 8,
             Self::Address(_) => 16,
-            Self::SchedName(name) | Self::PeName(name) => name.len() + 1,
-            Self::Stats(stats) | Self::Stats64(stats) => stats.as_slice().buffer_len(),
+            Self::SchedName(name) => name.as_str().len() + 1,
+            Self::PeName(name) => name.as_str().len() + 1,
+            Self::Stats(stats) | Self::Stats64(stats) => Attributes::length(|nested| stats.write(nested)),
             Self::Other(other) => other.value_len(),
         }
     }
@@ -92,14 +94,17 @@ impl Nla for ServiceAttr {
             Self::Address(address) => put(buffer, address),
             Self::Port(port) => put(buffer, &port.to_be_bytes()),
             Self::Fwmark(value) | Self::Timeout(value) => put(buffer, &value.to_ne_bytes()),
-            Self::SchedName(name) | Self::PeName(name) => put_string(buffer, name),
+            Self::SchedName(name) => put_string(buffer, name.as_str()),
+            Self::PeName(name) => put_string(buffer, name.as_str()),
             Self::Flags { flags, mask } => {
                 let (flags_bytes, mask_bytes) = buffer.split_at_mut(4);
                 put(flags_bytes, &flags.to_ne_bytes());
                 put(mask_bytes, &mask.to_ne_bytes());
             }
             Self::Netmask(mask) => put(buffer, mask),
-            Self::Stats(stats) | Self::Stats64(stats) => stats.as_slice().emit(buffer),
+            Self::Stats(stats) | Self::Stats64(stats) => {
+                Attributes::write(buffer, |nested| stats.write(nested))
+            }
             Self::Other(other) => other.emit_value(buffer),
         }
     }
@@ -114,7 +119,10 @@ impl<'a> Parseable<NlaBuffer<&'a [u8]>> for ServiceAttr {
             IPVS_SVC_ATTR_ADDR => Self::Address(parse_address(value)?),
             IPVS_SVC_ATTR_PORT => Self::Port(parse_u16_be(value)?),
             IPVS_SVC_ATTR_FWMARK => Self::Fwmark(parse_u32(value)?),
-            IPVS_SVC_ATTR_SCHED_NAME => Self::SchedName(parse_string(value)?),
+            IPVS_SVC_ATTR_SCHED_NAME => match parse_name(value) {
+                Some(name) => Self::SchedName(name),
+                None => Self::Other(DefaultNla::parse(buffer)?),
+            },
             IPVS_SVC_ATTR_FLAGS => {
                 let (flags, mask) = value
                     .split_at_checked(4)
@@ -126,9 +134,12 @@ impl<'a> Parseable<NlaBuffer<&'a [u8]>> for ServiceAttr {
             }
             IPVS_SVC_ATTR_TIMEOUT => Self::Timeout(parse_u32(value)?),
             IPVS_SVC_ATTR_NETMASK => Self::Netmask(parse_u32(value)?.to_ne_bytes()),
-            IPVS_SVC_ATTR_STATS => Self::Stats(parse_nested(value)?),
-            IPVS_SVC_ATTR_PE_NAME => Self::PeName(parse_string(value)?),
-            IPVS_SVC_ATTR_STATS64 => Self::Stats64(parse_nested(value)?),
+            IPVS_SVC_ATTR_STATS => Self::Stats(Stats::parse(value)?),
+            IPVS_SVC_ATTR_PE_NAME => match parse_name(value) {
+                Some(name) => Self::PeName(name),
+                None => Self::Other(DefaultNla::parse(buffer)?),
+            },
+            IPVS_SVC_ATTR_STATS64 => Self::Stats64(Stats::parse(value)?),
             _ => Self::Other(DefaultNla::parse(buffer)?),
         })
     }

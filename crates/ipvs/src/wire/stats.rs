@@ -1,111 +1,48 @@
-use netlink_packet_core::{DecodeError, DefaultNla, Nla, NlaBuffer, Parseable, parse_u32, parse_u64};
+use netlink_batch::Attributes;
+use netlink_packet_core::{DecodeError, NlasIterator, parse_u32, parse_u64};
 
-use super::put;
+use crate::Stats;
 
-const IPVS_STATS_ATTR_CONNS: u16 = 1;
-const IPVS_STATS_ATTR_INPKTS: u16 = 2;
-const IPVS_STATS_ATTR_OUTPKTS: u16 = 3;
-const IPVS_STATS_ATTR_INBYTES: u16 = 4;
-const IPVS_STATS_ATTR_OUTBYTES: u16 = 5;
-const IPVS_STATS_ATTR_CPS: u16 = 6;
-const IPVS_STATS_ATTR_INPPS: u16 = 7;
-const IPVS_STATS_ATTR_OUTPPS: u16 = 8;
-const IPVS_STATS_ATTR_INBPS: u16 = 9;
-const IPVS_STATS_ATTR_OUTBPS: u16 = 10;
-
-/// One counter or rate (`IPVS_STATS_ATTR_*`). In `IPVS_SVC_ATTR_STATS` and `IPVS_DEST_ATTR_STATS` all but the
-/// byte counters have 32 bits, and wrap; in the `STATS64` attributes (since Linux 4.1) all have 64.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StatsAttr {
-    /// Connections scheduled.
-    Conns(u64),
-    /// Packets from clients.
-    InPkts(u64),
-    /// Packets to clients.
-    OutPkts(u64),
-    /// Bytes from clients.
-    InBytes(u64),
-    /// Bytes to clients.
-    OutBytes(u64),
-    /// Connections each second.
-    Cps(u64),
-    /// Packets from clients each second.
-    InPps(u64),
-    /// Packets to clients each second.
-    OutPps(u64),
-    /// Bytes from clients each second.
-    InBps(u64),
-    /// Bytes to clients each second.
-    OutBps(u64),
-    /// An attribute that this version does not know, or padding.
-    Other(DefaultNla),
-}
-
-/// Emits 64 bits for each: the reading side of this is userspace, which has to take both sizes.
-impl Nla for StatsAttr {
-    fn value_len(&self) -> usize {
-        match self {
-            Self::Other(other) => other.value_len(),
-            _ => 8,
-        }
+impl Stats {
+    /// By the numbers of `IPVS_STATS_ATTR_*`, which begin at 1.
+    const fn by_number(&mut self) -> [(u16, &mut u64); 10] {
+        [
+            (1, &mut self.connections),
+            (2, &mut self.in_packets),
+            (3, &mut self.out_packets),
+            (4, &mut self.in_bytes),
+            (5, &mut self.out_bytes),
+            (6, &mut self.connections_per_second),
+            (7, &mut self.in_packets_per_second),
+            (8, &mut self.out_packets_per_second),
+            (9, &mut self.in_bytes_per_second),
+            (10, &mut self.out_bytes_per_second),
+        ]
     }
 
-    fn kind(&self) -> u16 {
-        match self {
-            Self::Conns(_) => IPVS_STATS_ATTR_CONNS,
-            Self::InPkts(_) => IPVS_STATS_ATTR_INPKTS,
-            Self::OutPkts(_) => IPVS_STATS_ATTR_OUTPKTS,
-            Self::InBytes(_) => IPVS_STATS_ATTR_INBYTES,
-            Self::OutBytes(_) => IPVS_STATS_ATTR_OUTBYTES,
-            Self::Cps(_) => IPVS_STATS_ATTR_CPS,
-            Self::InPps(_) => IPVS_STATS_ATTR_INPPS,
-            Self::OutPps(_) => IPVS_STATS_ATTR_OUTPPS,
-            Self::InBps(_) => IPVS_STATS_ATTR_INBPS,
-            Self::OutBps(_) => IPVS_STATS_ATTR_OUTBPS,
-            Self::Other(other) => other.kind(),
+    /// Reads the value of a `STATS` attribute, in which all but the byte counters have 32 bits, and wrap, or of a
+    /// `STATS64` (since Linux 4.1), in which all have 64. What is missing is 0, what is unknown is passed over.
+    pub(super) fn parse(value: &[u8]) -> Result<Self, DecodeError> {
+        let mut stats = Self::default();
+        let mut fields = stats.by_number();
+        for attribute in NlasIterator::new(value) {
+            let attribute = attribute?;
+            let index = usize::from(attribute.kind()).wrapping_sub(1);
+            if let Some((_, field)) = fields.get_mut(index) {
+                let value = attribute.value();
+                **field = match value.len() {
+                    4 => parse_u32(value)?.into(),
+                    _ => parse_u64(value)?,
+                };
+            }
         }
+        Ok(stats)
     }
 
-    fn emit_value(&self, buffer: &mut [u8]) {
-        match self {
-            Self::Conns(value)
-            | Self::InPkts(value)
-            | Self::OutPkts(value)
-            | Self::InBytes(value)
-            | Self::OutBytes(value)
-            | Self::Cps(value)
-            | Self::InPps(value)
-            | Self::OutPps(value)
-            | Self::InBps(value)
-            | Self::OutBps(value) => put(buffer, &value.to_ne_bytes()),
-            Self::Other(other) => other.emit_value(buffer),
+    /// Writes all with 64 bits: the reading side of this is userspace, which has to take both sizes.
+    pub(super) fn write(mut self, attributes: &mut Attributes<'_>) {
+        for (kind, field) in self.by_number() {
+            attributes.value(kind, &field.to_ne_bytes());
         }
-    }
-}
-
-impl<'a> Parseable<NlaBuffer<&'a [u8]>> for StatsAttr {
-    fn parse(buffer: &NlaBuffer<&'a [u8]>) -> Result<Self, DecodeError> {
-        let value = buffer.value();
-        let kind = buffer.kind();
-        if !(IPVS_STATS_ATTR_CONNS..=IPVS_STATS_ATTR_OUTBPS).contains(&kind) {
-            return DefaultNla::parse(buffer).map(Self::Other);
-        }
-        let number = match value.len() {
-            4 => u64::from(parse_u32(value)?),
-            _ => parse_u64(value)?,
-        };
-        Ok(match kind {
-            IPVS_STATS_ATTR_CONNS => Self::Conns(number),
-            IPVS_STATS_ATTR_INPKTS => Self::InPkts(number),
-            IPVS_STATS_ATTR_OUTPKTS => Self::OutPkts(number),
-            IPVS_STATS_ATTR_INBYTES => Self::InBytes(number),
-            IPVS_STATS_ATTR_OUTBYTES => Self::OutBytes(number),
-            IPVS_STATS_ATTR_CPS => Self::Cps(number),
-            IPVS_STATS_ATTR_INPPS => Self::InPps(number),
-            IPVS_STATS_ATTR_OUTPPS => Self::OutPps(number),
-            IPVS_STATS_ATTR_INBPS => Self::InBps(number),
-            _ => Self::OutBps(number),
-        })
     }
 }

@@ -30,6 +30,8 @@ const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
+/// `NFT_MSG_NEWSETELEM` and `NFT_MSG_DELSETELEM` of `NFNL_SUBSYS_NFTABLES`.
+const ELEMENTS: [u16; 2] = [0xa0c, 0xa0e];
 
 /// The largest batches of independent messages, in bytes: larger ones gain nothing. A transaction is one batch.
 const BATCH: usize = 1 << 20;
@@ -274,14 +276,14 @@ fn independent(messages: &[&[u8]]) -> Vec<Vec<u8>> {
     batches
 }
 
-/// All of several transactions in one.
+/// All of several transactions in one. What is read in between, such as flows, is no part of it.
 fn transaction(messages: &[&[u8]]) -> Vec<u8> {
     let is = |message: &&&[u8], wanted| kind(message) == wanted;
     let begin = messages.iter().find(|message| is(message, NFNL_MSG_BATCH_BEGIN));
     let end = messages.iter().find(|message| is(message, NFNL_MSG_BATCH_END));
     let inner: Vec<_> = messages
         .iter()
-        .filter(|message| !is(message, NFNL_MSG_BATCH_BEGIN) && !is(message, NFNL_MSG_BATCH_END))
+        .filter(|message| ELEMENTS.contains(&kind(message)))
         .collect();
     let last = inner.len().saturating_sub(1);
     let mut bytes = begin.unwrap().to_vec();

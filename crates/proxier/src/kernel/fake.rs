@@ -175,7 +175,7 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {
+    async fn apply(&mut self, operations: &[&Operation]) -> Vec<Result<(), Failure>> {
         operations
             .iter()
             .map(|operation| self.change(|state| state.apply(operation)))

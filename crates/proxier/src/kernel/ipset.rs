@@ -71,7 +71,7 @@ impl IpSets {
     /// Removes a set, unless it is used, for which ip_set has an error number of its own: list the names again to see.
     pub(crate) async fn destroy(&mut self, name: &str) {
         let destroy = request(IPSET_CMD_DESTROY, [text(IPSET_ATTR_SETNAME, name)]);
-        if let Err(error) = self.socket.request(destroy).await {
+        if let Err(error) = self.socket.request::<_, Message>(destroy).await {
             tracing::debug!("ipset destroy {name}: {error}");
         }
     }

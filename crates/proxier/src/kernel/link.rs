@@ -9,14 +9,15 @@ mod tests;
 
 use std::{collections::VecDeque, fmt, net::IpAddr};
 
-use netlink_batch::{Errno, Error as NetlinkError, Notifications, Socket};
+use ipvs::Family;
+use netlink_batch::{Attributes, Errno, Error as NetlinkError, Notifications, Socket};
 use netlink_packet_core::{
     DecodeError, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator, parse_ip,
 };
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol},
+    RouteNetlinkMessage,
+    address::AddressMessage,
     link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -27,6 +28,12 @@ pub const SERVICE_LINK: &str = "kube-ipvs0";
 /// The protocol (`IFA_PROTO`, Linux 5.18 and later) of the addresses that we add, by which routing daemons and
 /// `ip address show proto 0x4b` tell them from others (D6). An older kernel does not keep it.
 pub const ADDRESS_PROTOCOL: u8 = 0x4b;
+
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_PROTO: u16 = 11;
 
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
@@ -178,7 +185,7 @@ impl Link {
             .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]));
         let mut create = NetlinkMessage::from(RouteNetlinkMessage::NewLink(link));
         create.header.flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.socket.request(create).await?;
+        self.socket.request::<_, RouteNetlinkMessage>(create).await?;
         self.find().await?.map(|_| true).ok_or(Error::NoLink)
     }
 
@@ -200,7 +207,7 @@ impl Link {
         self.index = None;
         match self
             .socket
-            .request(RouteNetlinkMessage::DelLink(named_link()).into())
+            .request::<_, RouteNetlinkMessage>(RouteNetlinkMessage::DelLink(named_link()).into())
             .await
         {
             Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
@@ -215,26 +222,20 @@ impl Link {
     /// Any error: what is returned is never a part (I3).
     pub async fn addresses(&mut self) -> Result<Addresses, Error> {
         let service_link = self.find().await?;
-        let listed = self
-            .socket
-            .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()).into())
-            .await?;
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let listed: Vec<Told> = self.socket.dump(request.into()).await?;
         let mut addresses = Addresses::default();
-        for message in listed {
-            let RouteNetlinkMessage::NewAddress(message) = message else {
-                continue;
-            };
-            let Some(address) = local_address(&message) else {
-                continue;
-            };
-            if Some(message.header.index) == service_link {
-                addresses.service.push(address);
-            } else if is_reachable(address) {
-                addresses.node.push(address);
+        for told in listed {
+            match told {
+                Told::Address { link, address, .. } if Some(link) == service_link => {
+                    addresses.service.push(address);
+                }
+                Told::Address { address, .. } if is_reachable(address) => addresses.node.push(address),
+                Told::Address { .. } | Told::LinkGone(_) | Told::Other => {}
             }
         }
         for list in [&mut addresses.service, &mut addresses.node] {
-            list.sort();
+            list.sort_unstable();
             list.dedup();
         }
         Ok(addresses)
@@ -279,7 +280,7 @@ impl Link {
         }
     }
 
-    fn take_note(&mut self, told: Result<Vec<Notification>, NetlinkError>) {
+    fn take_note(&mut self, told: Result<Vec<Told>, NetlinkError>) {
         let Ok(notifications) = told else {
             // Whoever hears of it reads everything again: that includes what is still queued.
             self.events.clear();
@@ -288,17 +289,17 @@ impl Link {
         };
         for notification in notifications {
             let event = match notification {
-                Notification::Address {
+                Told::Address {
                     link,
                     address,
                     present,
                 } if Some(link) == self.index => Event::ServiceAddress { address, present },
-                Notification::Address { address, .. } if is_reachable(address) => Event::NodeAddressesChanged,
-                Notification::LinkGone(link) if Some(link) == self.index => {
+                Told::Address { address, .. } if is_reachable(address) => Event::NodeAddressesChanged,
+                Told::LinkGone(link) if Some(link) == self.index => {
                     self.index = None;
                     Event::ServiceLinkGone
                 }
-                Notification::Address { .. } | Notification::LinkGone(_) | Notification::Other => continue,
+                Told::Address { .. } | Told::LinkGone(_) | Told::Other => continue,
             };
             if self.events.back() != Some(&event) {
                 self.events.push_back(event);
@@ -323,49 +324,65 @@ impl Link {
     }
 }
 
-/// A notification of rtnetlink, as far as it matters. Those of links are not decoded further: they come often, and
-/// new kernels put new things into them.
-#[derive(Debug, PartialEq, Eq)]
-enum Notification {
+/// What rtnetlink tells, as far as it matters: in a listing of addresses, or when something happens. It is read in
+/// place, because addresses come by the ten thousand; and of links only that one is gone, because new kernels put
+/// new things into their messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// An address.
     Address {
+        /// The index of its link.
         link: u32,
+        /// The node's end of it.
         address: IpAddr,
+        /// Whether it is there, or has gone.
         present: bool,
     },
+    /// The link with this index has gone.
     LinkGone(u32),
+    /// Anything else.
     Other,
 }
 
-impl NetlinkDeserializable for Notification {
+impl NetlinkDeserializable for Told {
     type Error = DecodeError;
 
     fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
         const RTM_DELLINK: u16 = 17;
-        const RTM_NEWADDR: u16 = 20;
-        const RTM_DELADDR: u16 = 21;
         const AF_UNSPEC: u8 = 0;
+        const AF_INET: u8 = 2;
+        const AF_INET6: u8 = 10;
         match (header.message_type, payload) {
             // struct ifinfomsg. A link that leaves a bridge is told of with family AF_BRIDGE.
             (RTM_DELLINK, &[AF_UNSPEC, _, _, _, a, b, c, d, ..]) => {
                 Ok(Self::LinkGone(u32::from_ne_bytes([a, b, c, d])))
             }
-            (RTM_NEWADDR | RTM_DELADDR, _) => {
-                let (message, present) = match RouteNetlinkMessage::deserialize(header, payload)? {
-                    RouteNetlinkMessage::NewAddress(message) => (message, true),
-                    RouteNetlinkMessage::DelAddress(message) => (message, false),
-                    _ => return Ok(Self::Other),
-                };
-                let link = message.header.index;
-                let address = local_address(&message);
+            // struct ifaddrmsg
+            (RTM_NEWADDR | RTM_DELADDR, &[AF_INET | AF_INET6, _, _, _, a, b, c, d, ref attributes @ ..]) => {
+                let address = local_address(attributes)?;
                 Ok(address.map_or(Self::Other, |address| Self::Address {
-                    link,
+                    link: u32::from_ne_bytes([a, b, c, d]),
                     address,
-                    present,
+                    present: header.message_type == RTM_NEWADDR,
                 }))
             }
             _ => Ok(Self::Other),
         }
     }
+}
+
+/// The node's end of an address: `IFA_ADDRESS` is the peer's where there is an `IFA_LOCAL`.
+fn local_address(attributes: &[u8]) -> Result<Option<IpAddr>, DecodeError> {
+    let (mut local, mut address) = (None, None);
+    for attribute in NlasIterator::new(attributes) {
+        let attribute = attribute?;
+        match attribute.kind() {
+            IFA_LOCAL => local = Some(parse_ip(attribute.value())?),
+            IFA_ADDRESS => address = Some(parse_ip(attribute.value())?),
+            _ => {}
+        }
+    }
+    Ok(local.or(address))
 }
 
 fn named_link() -> LinkMessage {
@@ -376,32 +393,75 @@ fn named_link() -> LinkMessage {
     message
 }
 
-fn update_message(update: Update, link: u32) -> NetlinkMessage<RouteNetlinkMessage> {
-    let (Update::Add(address) | Update::Remove(address)) = update;
-    let mut message = AddressMessage::default();
-    message.header.index = link;
-    message.header.prefix_len = host_prefix(address);
-    message.header.family = match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    };
-    if address.is_ipv6() {
-        // The same address is on every node: duplicate address detection would take it away (D5).
-        message.header.flags = AddressHeaderFlags::Nodad;
+fn update_message(update: Update, link: u32) -> NetlinkMessage<Request> {
+    let mut header = NetlinkHeader::default();
+    if let Update::Add(_) = update {
+        header.flags = NLM_F_CREATE | NLM_F_REPLACE;
     }
-    message.attributes = vec![
-        AddressAttribute::Local(address),
-        AddressAttribute::Address(address),
-    ];
-    match update {
-        Update::Add(_) => {
-            let protocol = AddressProtocol::Other(ADDRESS_PROTOCOL);
-            message.attributes.push(AddressAttribute::Protocol(protocol));
-            let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewAddress(message));
-            message.header.flags = NLM_F_CREATE | NLM_F_REPLACE;
-            message
+    NetlinkMessage::new(header, NetlinkPayload::InnerMessage(Request { update, link }))
+}
+
+/// An update as a message. Addresses come by the ten thousand: nothing is allocated on their way into the datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What is to change.
+    pub update: Update,
+    /// The index of kube-ipvs0.
+    pub link: u32,
+}
+
+impl Request {
+    fn write(&self, message: &mut Attributes<'_>) {
+        match self.update {
+            Update::Add(address) => {
+                self.write_address(message, address);
+                message.value(IFA_PROTO, &[ADDRESS_PROTOCOL]);
+            }
+            Update::Remove(address) => self.write_address(message, address),
         }
-        Update::Remove(_) => RouteNetlinkMessage::DelAddress(message).into(),
+    }
+
+    #[inline]
+    fn write_address(&self, message: &mut Attributes<'_>, address: IpAddr) {
+        const RT_SCOPE_UNIVERSE: u8 = 0;
+        // The same address is on every node: duplicate address detection would take it away (D5).
+        const IFA_F_NODAD: u8 = 0x02;
+        let family = Family::of(address);
+        let flags = match family {
+            Family::Inet => 0,
+            Family::Inet6 => IFA_F_NODAD,
+        };
+        // struct ifaddrmsg
+        message.bytes(&[
+            family.number() as u8,
+            host_prefix(address),
+            flags,
+            RT_SCOPE_UNIVERSE,
+        ]);
+        message.bytes(&self.link.to_ne_bytes());
+        for kind in [IFA_LOCAL, IFA_ADDRESS] {
+            match address {
+                IpAddr::V4(address) => message.value(kind, &address.octets()),
+                IpAddr::V6(address) => message.value(kind, &address.octets()),
+            }
+        }
+    }
+}
+
+impl NetlinkSerializable for Request {
+    fn message_type(&self) -> u16 {
+        match self.update {
+            Update::Add(_) => RTM_NEWADDR,
+            Update::Remove(_) => RTM_DELADDR,
+        }
+    }
+
+    fn buffer_len(&self) -> usize {
+        Attributes::length(|message| self.write(message))
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        Attributes::write(buffer, |message| self.write(message));
     }
 }
 
@@ -410,22 +470,6 @@ const fn host_prefix(address: IpAddr) -> u8 {
         IpAddr::V4(_) => 32,
         IpAddr::V6(_) => 128,
     }
-}
-
-/// The node's end of an address: `IFA_ADDRESS` is the peer's where there is an `IFA_LOCAL`.
-fn local_address(message: &AddressMessage) -> Option<IpAddr> {
-    let attributes = &message.attributes;
-    let local = attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    let address = || {
-        attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    };
-    local.or_else(address)
 }
 
 /// Whether others can reach the node by an address of this kind.

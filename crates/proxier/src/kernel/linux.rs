@@ -184,7 +184,7 @@ impl Linux {
     }
 
     /// Carries out either updates of elements or changes of the ports.
-    async fn apply_netfilter(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {
+    async fn apply_netfilter(&mut self, operations: &[&Operation]) -> Vec<Result<(), Failure>> {
         if let [Operation::SourcePorts(source_ports)] = operations {
             let result = self.set_source_ports(*source_ports).await;
             return vec![result.map_err(|error| Failure::unknown(&error))];
@@ -447,11 +447,11 @@ impl Kernel for Linux {
         ensured.map_err(|error| Failure::unknown(&error))
     }
 
-    async fn apply(&mut self, operations: &[Operation]) -> Vec<Result<(), Failure>> {
+    async fn apply(&mut self, operations: &[&Operation]) -> Vec<Result<(), Failure>> {
         match operations.first() {
             Some(Operation::Netfilter(_) | Operation::SourcePorts(_)) => {
                 let mut results = Vec::with_capacity(operations.len());
-                let updates = |operation: &Operation| netfilter_update(operation).is_some();
+                let updates = |operation: &&Operation| netfilter_update(operation).is_some();
                 for group in operations.chunk_by(|a, b| updates(a) == updates(b)) {
                     results.extend(self.apply_netfilter(group).await);
                 }
@@ -459,8 +459,8 @@ impl Kernel for Linux {
             }
             Some(Operation::Ipvs(_)) => {
                 let commands: Vec<_> = operations.iter().filter_map(ipvs_command).collect();
-                let results = self.ipvs.batch(&commands).await;
-                std::iter::zip(&commands, results)
+                let results = self.ipvs.batch(commands.iter().copied()).await;
+                std::iter::zip(commands, results)
                     .map(|(command, result)| of_ipvs(command, result))
                     .collect()
             }
@@ -529,21 +529,21 @@ impl Kernel for Linux {
     }
 }
 
-fn netfilter_update(operation: &Operation) -> Option<netfilter::Update> {
+fn netfilter_update(operation: &&Operation) -> Option<netfilter::Update> {
     match operation {
         Operation::Netfilter(update) => Some(*update),
         _ => None,
     }
 }
 
-fn ipvs_command(operation: &Operation) -> Option<Command> {
+fn ipvs_command<'a>(operation: &&'a Operation) -> Option<&'a Command> {
     match operation {
-        Operation::Ipvs(command) => Some(command.clone()),
+        Operation::Ipvs(command) => Some(command),
         _ => None,
     }
 }
 
-fn link_update(operation: &Operation) -> Option<link::Update> {
+fn link_update(operation: &&Operation) -> Option<link::Update> {
     match operation {
         Operation::Link(update) => Some(*update),
         _ => None,

@@ -96,7 +96,7 @@ pub trait Kernel {
     fn detect_local(&mut self, detector: LocalDetector) -> impl Future<Output = Result<(), Failure>>;
 
     /// Carries out operations of one driver, in their order. Returns a result for each.
-    fn apply(&mut self, operations: &[Operation]) -> impl Future<Output = Vec<Result<(), Failure>>>;
+    fn apply(&mut self, operations: &[&Operation]) -> impl Future<Output = Vec<Result<(), Failure>>>;
 
     /// Reads the node's own addresses.
     fn own_addresses(&mut self) -> impl Future<Output = Result<Vec<IpAddr>, Failure>>;

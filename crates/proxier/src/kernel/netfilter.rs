@@ -41,21 +41,21 @@ mod tests;
 
 use std::{fmt, net::IpAddr, time::Duration};
 
+use foldhash::{HashSet, HashSetExt};
 use ipnet::IpNet;
 use ipvs::{Family, Protocol};
-use netlink_batch::{Errno, Error as NetlinkError, Notifications, Socket, TransactionError};
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
+use netlink_batch::{Attributes, Errno, Error as NetlinkError, Notifications, Socket, TransactionError};
+use netlink_packet_core::{
+    NLM_F_CREATE, NLM_F_EXCL, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, NetfilterSubsystem,
-    nftables::{
-        DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-        SetElementMessage, TableAttribute, TableMessage,
-    },
+    nftables::{NfTablesMessage, TableAttribute, TableMessage},
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-pub use self::ruleset::Ruleset;
 use self::{foreign::Foreign, ruleset::Base};
+pub use self::{listing::Elements, ruleset::Ruleset};
 use super::nfnetlink::Message;
 use crate::source_ports::SourcePorts;
 
@@ -89,6 +89,22 @@ const LOCAL: &str = "local";
 const NOT_HERE: &str = "not-here";
 const IN_CLUSTER: &str = "in-cluster";
 const MASQUERADING: &str = "masquerading";
+
+const NFT_MSG_NEWSETELEM: u16 = 12;
+const NFT_MSG_DELSETELEM: u16 = 14;
+
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_KEY_END: u16 = 10;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_VERDICT_CHAIN: u16 = 2;
+const NFT_GOTO: u32 = -4_i32 as u32;
 
 /// How often a set is listed while the kernel resizes it, and how long that is waited for.
 const LISTING_ATTEMPTS: usize = 5;
@@ -161,12 +177,13 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    fn key(&self) -> Vec<u8> {
-        let mut key = octets(self.address);
-        key.extend([self.protocol.number(), 0, 0, 0]);
-        key.extend(self.port.to_be_bytes());
-        key.extend([0, 0]);
-        key
+    /// Each part is padded to a multiple of four bytes.
+    #[inline]
+    fn write(&self, key: &mut Attributes<'_>) {
+        write_address(key, self.address);
+        key.bytes(&[self.protocol.number(), 0, 0, 0]);
+        let [high, low] = self.port.to_be_bytes();
+        key.bytes(&[high, low, 0, 0]);
     }
 }
 
@@ -216,40 +233,50 @@ impl Element {
         }
     }
 
-    /// The key, each part padded to a multiple of four bytes; or, of an interval, where it begins.
-    fn key(&self) -> Vec<u8> {
+    #[inline]
+    fn write(&self, element: &mut Attributes<'_>) {
+        element.nested(NFTA_SET_ELEM_KEY, |key| {
+            key.composed(NFTA_DATA_VALUE, |key| self.write_key(key));
+        });
         match *self {
-            Self::Service(frontend, _) | Self::Mark(frontend, _) | Self::HealthCheck(frontend) => {
-                frontend.key()
+            Self::Service(_, treatment) => element.nested(NFTA_SET_ELEM_DATA, |data| {
+                data.nested(NFTA_DATA_VERDICT, |verdict| {
+                    verdict.value(NFTA_VERDICT_CODE, &NFT_GOTO.to_be_bytes());
+                    verdict.text(NFTA_VERDICT_CHAIN, treatment.chain());
+                });
+            }),
+            Self::Mark(_, mark) => {
+                element.nested(NFTA_SET_ELEM_DATA, |data| {
+                    data.value(NFTA_DATA_VALUE, &mark.to_ne_bytes())
+                });
             }
-            Self::SourceRange(frontend, range) => [frontend.key(), octets(range.network())].concat(),
-            Self::ServiceAddress(address) => octets(address),
-            Self::Hairpin(address) => [octets(address), octets(address)].concat(),
+            Self::SourceRange(frontend, range) => element.nested(NFTA_SET_ELEM_KEY_END, |end| {
+                end.composed(NFTA_DATA_VALUE, |end| {
+                    frontend.write(end);
+                    write_address(end, range.broadcast());
+                });
+            }),
+            Self::ServiceAddress(_) | Self::HealthCheck(_) | Self::Hairpin(_) => {}
         }
     }
 
-    fn attributes(&self) -> Vec<SetElementAttribute> {
-        let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(self.key()))];
+    /// The key; or, of an interval, where it begins.
+    #[inline]
+    fn write_key(&self, key: &mut Attributes<'_>) {
         match *self {
-            Self::Service(_, treatment) => {
-                let verdict = expression::goto_chain(treatment.chain());
-                attributes.push(SetElementAttribute::Data(DataAttribute::Verdict(verdict)));
-            }
-            Self::Mark(_, mark) => {
-                let value = DataAttribute::Value(mark.to_ne_bytes().to_vec());
-                attributes.push(SetElementAttribute::Data(value));
+            Self::Service(frontend, _) | Self::Mark(frontend, _) | Self::HealthCheck(frontend) => {
+                frontend.write(key);
             }
             Self::SourceRange(frontend, range) => {
-                const NFTA_DATA_VALUE: u16 = 1;
-                let end = [frontend.key(), octets(range.broadcast())].concat();
-                attributes.push(SetElementAttribute::KeyEnd(vec![DefaultNla::new(
-                    NFTA_DATA_VALUE,
-                    end,
-                )]));
+                frontend.write(key);
+                write_address(key, range.network());
             }
-            Self::ServiceAddress(_) | Self::HealthCheck(_) | Self::Hairpin(_) => {}
+            Self::ServiceAddress(address) => write_address(key, address),
+            Self::Hairpin(address) => {
+                write_address(key, address);
+                write_address(key, address);
+            }
         }
-        attributes
     }
 }
 
@@ -273,10 +300,11 @@ impl fmt::Display for Element {
     }
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+#[inline]
+fn write_address(key: &mut Attributes<'_>, address: IpAddr) {
     match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
+        IpAddr::V4(address) => key.bytes(&address.octets()),
+        IpAddr::V6(address) => key.bytes(&address.octets()),
     }
 }
 
@@ -459,7 +487,7 @@ impl Netfilter {
         Ok(rules.iter().find_map(ruleset::read_source_ports))
     }
 
-    /// The elements of a family's sets, sorted; none, if there is no table.
+    /// The elements of a family's sets, in no order; none, if there is no table.
     ///
     /// # Errors
     ///
@@ -474,20 +502,16 @@ impl Netfilter {
 
     async fn set_elements(&mut self, family: Family, set: &str) -> Result<Vec<Element>, Error> {
         for _ in 0..LISTING_ATTEMPTS {
-            let listed = match self.socket.dump(listing::set_elements(family, TABLE, set)).await {
+            let request = listing::set_elements(family, TABLE, set);
+            let listed: Vec<Elements> = match self.socket.dump(request).await {
                 Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(Vec::new()),
                 listed => listed?,
             };
-            let mut elements: Vec<_> = listed
-                .iter()
-                .flat_map(|message| listing::read_elements(message, family, set))
-                .collect();
-            let count = elements.len();
-            elements.sort();
-            elements.dedup();
+            let elements: Vec<_> = listed.into_iter().flat_map(|elements| elements.0).collect();
             // The kernel walks a hash table by position. If the table is resized meanwhile, some elements come
             // twice, and as many are left out.
-            if elements.len() == count {
+            let mut seen = HashSet::with_capacity(elements.len());
+            if elements.iter().all(|element| seen.insert(element)) {
                 return Ok(elements);
             }
             tokio::time::sleep(RESIZE_TIME).await;
@@ -579,7 +603,7 @@ impl Netfilter {
 
     async fn transaction(
         &mut self,
-        messages: impl IntoIterator<Item = NetlinkMessage<NetfilterMessage>>,
+        messages: impl IntoIterator<Item = NetlinkMessage<Request>>,
     ) -> Result<(), TransactionError> {
         self.socket
             .transaction(NetfilterSubsystem::NfTables.into(), messages)
@@ -587,25 +611,79 @@ impl Netfilter {
     }
 }
 
-fn update_message(update: &Update) -> NetlinkMessage<NetfilterMessage> {
-    let (Update::Add(element) | Update::Remove(element)) = update;
-    // One message for each element, so that the kernel tells which one it refuses.
-    let list = SetElementMessage {
-        attributes: vec![
-            SetElementList::Table(TABLE.to_owned()),
-            SetElementList::Set(element.set().to_owned()),
-            SetElementList::Elements(vec![ListAttribute::Element(element.attributes())]),
-        ],
+/// Each element has a message of its own, so that the kernel tells which one it refuses.
+fn update_message(update: &Update) -> NetlinkMessage<Request> {
+    let flags = match update {
+        Update::Add(_) => NLM_F_CREATE,
+        Update::Remove(_) => 0,
     };
-    let family = Family::of(element.address());
-    match update {
-        Update::Add(_) => message(family, NfTablesMessage::NewSetElement(list), NLM_F_CREATE),
-        Update::Remove(_) => message(family, NfTablesMessage::DeleteSetElement(list), 0),
+    request(Request::Element(*update), flags)
+}
+
+impl Update {
+    fn write(&self, message: &mut Attributes<'_>) {
+        let (Self::Add(element) | Self::Remove(element)) = self;
+        // struct nfgenmsg
+        message.bytes(&[self.family().number() as u8, 0, 0, 0]);
+        message.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        message.text(NFTA_SET_ELEM_LIST_SET, element.set());
+        message.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+            list.nested(NFTA_LIST_ELEM, |nested| element.write(nested));
+        });
+    }
+}
+
+/// Elements come by the ten thousand: nothing is allocated on their way into the datagram.
+impl NetlinkSerializable for Update {
+    fn message_type(&self) -> u16 {
+        listing::of_nftables(match self {
+            Self::Add(_) => NFT_MSG_NEWSETELEM,
+            Self::Remove(_) => NFT_MSG_DELSETELEM,
+        })
+    }
+
+    fn buffer_len(&self) -> usize {
+        Attributes::length(|message| self.write(message))
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        Attributes::write(buffer, |message| self.write(message));
+    }
+}
+
+/// What a transaction is made of.
+#[derive(Debug)]
+enum Request {
+    Element(Update),
+    /// Changes something else than an element.
+    Other(NetfilterMessage),
+}
+
+impl NetlinkSerializable for Request {
+    fn message_type(&self) -> u16 {
+        match self {
+            Self::Element(update) => update.message_type(),
+            Self::Other(message) => NetlinkSerializable::message_type(message),
+        }
+    }
+
+    fn buffer_len(&self) -> usize {
+        match self {
+            Self::Element(update) => update.buffer_len(),
+            Self::Other(message) => NetlinkSerializable::buffer_len(message),
+        }
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        match self {
+            Self::Element(update) => update.serialize(buffer),
+            Self::Other(message) => message.serialize(buffer),
+        }
     }
 }
 
 /// Creates the table, which may exist; deletes it, with all that is in it; creates it anew.
-fn replace_table(family: Family) -> [NetlinkMessage<NetfilterMessage>; 3] {
+fn replace_table(family: Family) -> [NetlinkMessage<Request>; 3] {
     let table = || TableMessage {
         attributes: vec![TableAttribute::Name(TABLE.to_owned())],
     };
@@ -620,12 +698,17 @@ fn replace_table(family: Family) -> [NetlinkMessage<NetfilterMessage>; 3] {
     ]
 }
 
-fn message(family: Family, inner: NfTablesMessage, flags: u16) -> NetlinkMessage<NetfilterMessage> {
+fn message(family: Family, inner: NfTablesMessage, flags: u16) -> NetlinkMessage<Request> {
     let family = match family {
         Family::Inet => NetfilterProtoFamily::IPv4,
         Family::Inet6 => NetfilterProtoFamily::IPv6,
     };
-    let mut message = NetlinkMessage::from(NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner));
-    message.header.flags = flags;
-    message
+    let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner);
+    request(Request::Other(message), flags)
+}
+
+fn request(request: Request, flags: u16) -> NetlinkMessage<Request> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request))
 }

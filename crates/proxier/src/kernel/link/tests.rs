@@ -43,28 +43,31 @@ fn loopback_and_link_local_addresses_are_not_the_nodes() {
 
 #[test]
 fn an_address_with_a_peer_is_the_local_one() {
-    let mut message = AddressMessage::default();
-    message.attributes = vec![AddressAttribute::Address(ip("192.0.2.2"))];
-    assert_eq!(local_address(&message), Some(ip("192.0.2.2")));
-    message.attributes.push(AddressAttribute::Local(ip("192.0.2.1")));
-    assert_eq!(local_address(&message), Some(ip("192.0.2.1")));
+    let mut attributes = [0; 16];
+    Attributes::write(&mut attributes, |message| {
+        message.value(IFA_ADDRESS, &[192, 0, 2, 2]);
+        message.value(IFA_LOCAL, &[192, 0, 2, 1]);
+    });
+    let (peer, both) = (&attributes[..8], &attributes[..]);
+    assert_eq!(local_address(peer).unwrap(), Some(ip("192.0.2.2")));
+    assert_eq!(local_address(both).unwrap(), Some(ip("192.0.2.1")));
 }
 
 #[test]
 fn a_link_that_leaves_a_bridge_is_not_gone() {
     let notification = |family| {
         let payload = [family, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        Notification::deserialize(&header(RTM_DELLINK), &payload).unwrap()
+        Told::deserialize(&header(RTM_DELLINK), &payload).unwrap()
     };
-    assert_eq!(notification(0), Notification::LinkGone(7_u32.to_le()));
-    assert_eq!(notification(7), Notification::Other);
+    assert_eq!(notification(0), Told::LinkGone(7_u32.to_le()));
+    assert_eq!(notification(7), Told::Other);
 }
 
 proptest! {
     /// I8
     #[test]
     fn any_bytes_are_decoded_without_panic(message_type in 16_u16..24, payload: Vec<u8>) {
-        if let Ok(Notification::Address { .. }) = Notification::deserialize(&header(message_type), &payload) {
+        if let Ok(Told::Address { .. }) = Told::deserialize(&header(message_type), &payload) {
             prop_assert!(payload.len() >= 8 + 4 + 4, "no room for an address");
         }
     }
@@ -91,7 +94,10 @@ async fn make_service_link(link: &mut Link) {
                 .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
             let mut create = NetlinkMessage::from(RouteNetlinkMessage::NewLink(message));
             create.header.flags = NLM_F_CREATE | NLM_F_EXCL;
-            link.socket.request(create).await.unwrap();
+            link.socket
+                .request::<_, RouteNetlinkMessage>(create)
+                .await
+                .unwrap();
         }
         made => assert_eq!(made, Ok(true)),
     }
@@ -170,7 +176,7 @@ fn what_others_do_is_told() {
         ));
 
         other
-            .request(RouteNetlinkMessage::DelLink(named_link()).into())
+            .request::<_, RouteNetlinkMessage>(RouteNetlinkMessage::DelLink(named_link()).into())
             .await
             .unwrap();
         assert_eq!(next(&mut link).await, Some(Event::ServiceLinkGone));

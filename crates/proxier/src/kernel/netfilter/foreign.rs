@@ -11,14 +11,11 @@ use std::{fmt, fs};
 
 use ipvs::Family;
 use netlink_packet_core::{NLM_F_CREATE, NetlinkMessage};
-use netlink_packet_netfilter::{
-    NetfilterMessage,
-    nftables::{NfTablesMessage, RuleAttribute, RuleMessage},
-};
+use netlink_packet_netfilter::nftables::{NfTablesMessage, RuleAttribute, RuleMessage};
 use tracing::{debug, info};
 
 use super::{
-    Error, Netfilter, TABLE,
+    Error, Netfilter, Request, TABLE,
     expression::{accept_verdict, counter, established, verdict},
     listing, message,
     ruleset::comment,
@@ -375,7 +372,7 @@ fn legacy_tables() -> impl Iterator<Item = ForeignDrop> {
 }
 
 /// `-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`, as the first rule.
-fn answers_rule(family: Family) -> NetlinkMessage<NetfilterMessage> {
+fn answers_rule(family: Family) -> NetlinkMessage<Request> {
     let expressions = [established(), counter(), verdict(accept_verdict())];
     let rule = RuleMessage {
         attributes: vec![
@@ -388,7 +385,7 @@ fn answers_rule(family: Family) -> NetlinkMessage<NetfilterMessage> {
     message(family, NfTablesMessage::NewRule(rule), NLM_F_CREATE)
 }
 
-fn delete_rule(family: Family, handle: u64) -> NetlinkMessage<NetfilterMessage> {
+fn delete_rule(family: Family, handle: u64) -> NetlinkMessage<Request> {
     let rule = RuleMessage {
         attributes: vec![
             RuleAttribute::Table(IPTABLES_TABLE.to_owned()),

@@ -1,14 +1,16 @@
 //! What the kernel lists of our tables.
 
-use std::net::IpAddr;
+use std::{convert::Infallible, net::IpAddr};
 
 use ipnet::IpNet;
 use ipvs::{Family, Protocol};
-use netlink_packet_core::NetlinkMessage;
+use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkMessage};
 
 use super::{
-    Element, Frontend, HAIRPIN, HEALTH_CHECKS, MARKS, SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, Treatment,
-    octets,
+    Element, Frontend, HAIRPIN, HEALTH_CHECKS, MARKS, NFT_GOTO, NFTA_DATA_VALUE, NFTA_DATA_VERDICT,
+    NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_KEY_END, NFTA_SET_ELEM_LIST_ELEMENTS,
+    NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE,
+    SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, Treatment,
 };
 use crate::kernel::nfnetlink::{Message, attributes, find, string, text};
 
@@ -23,8 +25,6 @@ const NFT_MSG_GETSETELEM: u16 = 13;
 const NFTA_TABLE: u16 = 1;
 const NFTA_RULE_TABLE: u16 = NFTA_TABLE;
 const NFTA_RULE_CHAIN: u16 = 2;
-
-const NFT_GOTO: u32 = -4_i32 as u32;
 
 /// The type of a comment in `NFTA_RULE_USERDATA`, as nft and libnftnl have it.
 pub(super) const UDATA_RULE_COMMENT: u8 = 0;
@@ -48,8 +48,6 @@ pub(super) fn chains() -> NetlinkMessage<Message> {
 
 /// Asks for the elements of a set.
 pub(super) fn set_elements(family: Family, table: &str, set: &str) -> NetlinkMessage<Message> {
-    const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
-    const NFTA_SET_ELEM_LIST_SET: u16 = 2;
     request(
         NFT_MSG_GETSETELEM,
         family,
@@ -62,7 +60,7 @@ fn request(message_type: u16, family: Family, names: &[(u16, &str)]) -> NetlinkM
     Message::new(of_nftables(message_type), family.number() as u8, &attributes)
 }
 
-const fn of_nftables(command: u16) -> u16 {
+pub(super) const fn of_nftables(command: u16) -> u16 {
     (NFNL_SUBSYS_NFTABLES as u16) << 8 | command
 }
 
@@ -97,8 +95,6 @@ pub(super) fn table_and_chain(message: &Message) -> Option<(String, Option<Strin
 /// Whether an `immediate` expression, given its attributes, is the verdict to drop the packet.
 pub(super) fn is_drop(immediate: &[u8]) -> bool {
     const NFTA_IMMEDIATE_DATA: u16 = 2;
-    const NFTA_DATA_VERDICT: u16 = 2;
-    const NFTA_VERDICT_CODE: u16 = 1;
     const NF_DROP: [u8; 4] = [0; 4];
     let data = find(immediate, NFTA_IMMEDIATE_DATA).and_then(|data| find(data, NFTA_DATA_VERDICT));
     data.and_then(|verdict| find(verdict, NFTA_VERDICT_CODE)) == Some(&NF_DROP)
@@ -124,48 +120,87 @@ pub(super) fn read_rule(message: &Message) -> (String, String) {
     (chain, comment.unwrap_or_default())
 }
 
-/// The elements in one message of a set's listing. Those that we cannot have made are passed over.
-pub(super) fn read_elements(message: &Message, family: Family, set: &str) -> Vec<Element> {
-    const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-    let list = find(&message.attributes, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-    attributes(list)
-        .filter_map(|(_, element)| read_element(element, family, set))
-        .collect()
+/// The elements in one message of a set's listing, without those that we cannot have made. They are read in place:
+/// there are tens of thousands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elements(pub Vec<Element>);
+
+impl NetlinkDeserializable for Elements {
+    type Error = Infallible;
+
+    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
+        Ok(Self(read_elements(payload).unwrap_or_default()))
+    }
 }
 
-fn read_element(element: &[u8], family: Family, set: &str) -> Option<Element> {
-    const NFTA_SET_ELEM_KEY: u16 = 1;
-    const NFTA_SET_ELEM_DATA: u16 = 2;
-    const NFTA_SET_ELEM_KEY_END: u16 = 10;
-    const NFTA_DATA_VALUE: u16 = 1;
-    const NFTA_DATA_VERDICT: u16 = 2;
-    let key = find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?;
-    let data = |kind| find(find(element, NFTA_SET_ELEM_DATA)?, kind);
-    match set {
-        SERVICES => {
-            let (frontend, _) = read_frontend(key, family)?;
-            Some(Element::Service(
-                frontend,
-                read_treatment(data(NFTA_DATA_VERDICT)?)?,
-            ))
-        }
-        MARKS => {
-            let (frontend, _) = read_frontend(key, family)?;
-            Some(Element::Mark(
-                frontend,
-                u32::from_ne_bytes(*data(NFTA_DATA_VALUE)?.first_chunk()?),
-            ))
-        }
-        SOURCE_RANGES => {
-            let end = find(find(element, NFTA_SET_ELEM_KEY_END)?, NFTA_DATA_VALUE)?;
-            let ((frontend, first), (_, last)) = (read_frontend(key, family)?, read_frontend(end, family)?);
-            let (first, last) = (read_address(first, family)?.0, read_address(last, family)?.0);
-            Some(Element::SourceRange(frontend, range(first, last)?))
-        }
-        SERVICE_ADDRESSES => Some(Element::ServiceAddress(read_address(key, family)?.0)),
-        HEALTH_CHECKS => Some(Element::HealthCheck(read_frontend(key, family)?.0)),
-        HAIRPIN => Some(Element::Hairpin(read_address(key, family)?.0)),
-        _ => None,
+fn read_elements(payload: &[u8]) -> Option<Vec<Element>> {
+    // struct nfgenmsg
+    let ([family, _, _, _], message) = payload.split_first_chunk()?;
+    let families = [Family::Inet, Family::Inet6];
+    let family = families
+        .into_iter()
+        .find(|known| known.number() == u16::from(*family))?;
+    let set = find(message, NFTA_SET_ELEM_LIST_SET)?.strip_suffix(&[0])?;
+    let read: fn(&Listed<'_>) -> Option<Element> = match std::str::from_utf8(set).ok()? {
+        SERVICES => |element| Some(Element::Service(element.frontend()?, element.treatment()?)),
+        MARKS => |element| Some(Element::Mark(element.frontend()?, element.mark()?)),
+        SOURCE_RANGES => |element| element.source_range(),
+        SERVICE_ADDRESSES => |element| Some(Element::ServiceAddress(element.address()?)),
+        HEALTH_CHECKS => |element| Some(Element::HealthCheck(element.frontend()?)),
+        HAIRPIN => |element| Some(Element::Hairpin(element.address()?)),
+        _ => return None,
+    };
+    let elements = attributes(find(message, NFTA_SET_ELEM_LIST_ELEMENTS)?);
+    let listed = elements.filter_map(|(_, attributes)| read(&Listed::new(attributes, family)?));
+    Some(listed.collect())
+}
+
+/// A listed element.
+struct Listed<'a> {
+    family: Family,
+    key: &'a [u8],
+    attributes: &'a [u8],
+}
+
+impl<'a> Listed<'a> {
+    fn new(attributes: &'a [u8], family: Family) -> Option<Self> {
+        let key = find(find(attributes, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?;
+        Some(Self {
+            family,
+            key,
+            attributes,
+        })
+    }
+
+    fn address(&self) -> Option<IpAddr> {
+        read_address(self.key, self.family).map(|(address, _)| address)
+    }
+
+    fn frontend(&self) -> Option<Frontend> {
+        read_frontend(self.key, self.family).map(|(frontend, _)| frontend)
+    }
+
+    fn data(&self, kind: u16) -> Option<&'a [u8]> {
+        find(find(self.attributes, NFTA_SET_ELEM_DATA)?, kind)
+    }
+
+    fn treatment(&self) -> Option<Treatment> {
+        read_treatment(self.data(NFTA_DATA_VERDICT)?)
+    }
+
+    fn mark(&self) -> Option<u32> {
+        self.data(NFTA_DATA_VALUE)?
+            .first_chunk()
+            .map(|mark| u32::from_ne_bytes(*mark))
+    }
+
+    fn source_range(&self) -> Option<Element> {
+        let end = find(find(self.attributes, NFTA_SET_ELEM_KEY_END)?, NFTA_DATA_VALUE)?;
+        let (frontend, first) = read_frontend(self.key, self.family)?;
+        let (_, last) = read_frontend(end, self.family)?;
+        let (first, _) = read_address(first, self.family)?;
+        let (last, _) = read_address(last, self.family)?;
+        Some(Element::SourceRange(frontend, range(first, last)?))
     }
 }
 
@@ -193,6 +228,13 @@ fn range(first: IpAddr, last: IpAddr) -> Option<IpNet> {
     (range.network() == first && range.broadcast() == last).then_some(range)
 }
 
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
 fn read_address(key: &[u8], family: Family) -> Option<(IpAddr, &[u8])> {
     match family {
         Family::Inet => key
@@ -205,12 +247,10 @@ fn read_address(key: &[u8], family: Family) -> Option<(IpAddr, &[u8])> {
 }
 
 fn read_treatment(verdict: &[u8]) -> Option<Treatment> {
-    const NFTA_VERDICT_CODE: u16 = 1;
-    const NFTA_VERDICT_CHAIN: u16 = 2;
     let code = u32::from_be_bytes(*find(verdict, NFTA_VERDICT_CODE)?.first_chunk()?);
-    let chain = find(verdict, NFTA_VERDICT_CHAIN).map(string)?;
+    let chain = find(verdict, NFTA_VERDICT_CHAIN)?.strip_suffix(&[0])?;
     let known = Treatment::ALL
         .into_iter()
-        .find(|treatment| treatment.chain() == chain)?;
+        .find(|treatment| treatment.chain().as_bytes() == chain)?;
     (code == NFT_GOTO).then_some(known)
 }

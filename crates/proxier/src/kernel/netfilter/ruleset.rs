@@ -5,17 +5,14 @@ use std::hash::{DefaultHasher, Hasher};
 use ipnet::IpNet;
 use ipvs::{Family, Protocol};
 use netlink_packet_core::{DefaultNla, Emitable, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
-use netlink_packet_netfilter::{
-    NetfilterMessage,
-    nftables::{
-        ChainAttribute, ChainMessage, Expressions, Hook, InetHookNumber, MetaKey, NfTablesMessage, Operator,
-        RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetFlags, SetMessage,
-    },
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, Expressions, Hook, InetHookNumber, MetaKey, NfTablesMessage, Operator,
+    RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetFlags, SetMessage,
 };
 
 use super::{
     CLUSTER_IP, External, HAIRPIN, HEALTH_CHECKS, IN_CLUSTER, LOCAL, MARK_FOR_MASQUERADE, MARKS,
-    MASQUERADING, NOT_HERE, SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, TABLE, Treatment,
+    MASQUERADING, NOT_HERE, Request, SERVICE_ADDRESSES, SERVICES, SOURCE_RANGES, TABLE, Treatment,
     expression::{
         accept_verdict, bitwise, cmp, destination_nat, destination_port, drop_verdict, goto_chain, in_set,
         masquerade, masquerade_to, meta, network_header, new_flow, reject, return_verdict, set_mark,
@@ -104,7 +101,7 @@ impl Base {
     }
 
     /// What makes it all in an empty table.
-    pub(super) fn messages(&self) -> Vec<NetlinkMessage<NetfilterMessage>> {
+    pub(super) fn messages(&self) -> Vec<NetlinkMessage<Request>> {
         let Self { family, rules } = self;
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         let sets = sets(*family)

@@ -1,0 +1,230 @@
+//! Sets and maps as sorted vectors: for what is small, there by the ten thousand, made once and then read.
+//!
+//! A node of a `BTreeMap` has room for eleven entries; a Service has one or two virtual servers. A lookup is a binary
+//! search, an insertion moves what comes behind, and whole collections are sorted once.
+
+use std::{mem, ops::Deref, slice, vec};
+
+/// A sorted set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set<T>(Vec<T>);
+
+impl<T> Set<T> {
+    /// Nothing.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Ord> Set<T> {
+    /// Whether the value is there.
+    pub fn contains(&self, value: &T) -> bool {
+        self.0.binary_search(value).is_ok()
+    }
+
+    /// Puts a value in; returns whether it was missing.
+    pub fn insert(&mut self, value: T) -> bool {
+        let place = self.0.binary_search(&value);
+        if let Err(place) = place {
+            self.0.insert(place, value);
+        }
+        place.is_err()
+    }
+
+    /// Takes a value out; returns whether it was there.
+    pub fn remove(&mut self, value: &T) -> bool {
+        let place = self.0.binary_search(value);
+        place.map(|place| self.0.remove(place)).is_ok()
+    }
+
+    /// What is here but not in `other`.
+    pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a T> {
+        self.0.iter().filter(|value| !other.contains(value))
+    }
+}
+
+impl<T> Default for Set<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Deref for Set<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: Ord> FromIterator<T> for Set<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        let mut values = Vec::from_iter(values);
+        values.sort();
+        values.dedup();
+        Self(values)
+    }
+}
+
+impl<T: Ord> Extend<T> for Set<T> {
+    fn extend<I: IntoIterator<Item = T>>(&mut self, values: I) {
+        let mut values = values.into_iter().peekable();
+        if values.peek().is_some() {
+            *self = mem::take(self).into_iter().chain(values).collect();
+        }
+    }
+}
+
+impl<T> IntoIterator for Set<T> {
+    type Item = T;
+    type IntoIter = vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Set<T> {
+    type Item = &'a T;
+    type IntoIter = slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+/// A map that is sorted by its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Map<K, V>(Vec<(K, V)>);
+
+impl<K: Ord, V> Map<K, V> {
+    fn find(&self, key: &K) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.cmp(key))
+    }
+
+    /// The key's value.
+    pub fn get(&self, key: &K) -> Option<&V> {
+        let (_, value) = self.0.get(self.find(key).ok()?)?;
+        Some(value)
+    }
+
+    /// Whether the key is there.
+    pub fn contains_key(&self, key: &K) -> bool {
+        self.find(key).is_ok()
+    }
+
+    /// Gives a key this value.
+    pub fn insert(&mut self, key: K, value: V) {
+        match self.find(&key) {
+            Ok(place) => {
+                if let Some(entry) = self.0.get_mut(place) {
+                    entry.1 = value;
+                }
+            }
+            Err(place) => self.0.insert(place, (key, value)),
+        }
+    }
+
+    /// Takes a key out.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let place = self.find(key).ok()?;
+        Some(self.0.remove(place).1)
+    }
+
+    /// The keys.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    /// The values, in the order of their keys.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.0.iter().map(|(_, value)| value)
+    }
+}
+
+impl<K, V> Default for Map<K, V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K, V> Deref for Map<K, V> {
+    type Target = [(K, V)];
+
+    fn deref(&self) -> &[(K, V)] {
+        &self.0
+    }
+}
+
+/// Of several values of a key the last stays.
+impl<K: Ord, V> FromIterator<(K, V)> for Map<K, V> {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        let mut entries = Vec::from_iter(entries);
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        entries.dedup_by(|later, kept| {
+            let same = later.0 == kept.0;
+            if same {
+                mem::swap(later, kept);
+            }
+            same
+        });
+        Self(entries)
+    }
+}
+
+impl<'a, K, V> IntoIterator for &'a Map<K, V> {
+    type Item = &'a (K, V);
+    type IntoIter = slice::Iter<'a, (K, V)>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_set_is_a_set(values: Vec<u8>, other: Vec<u8>, steps: Vec<(bool, u8)>) {
+            let (mut set, mut expected) = (Set::from_iter(values.clone()), BTreeSet::from_iter(values));
+            for (put, value) in steps {
+                if put {
+                    prop_assert_eq!(set.insert(value), expected.insert(value));
+                } else {
+                    prop_assert_eq!(set.remove(&value), expected.remove(&value));
+                }
+                prop_assert_eq!(set.contains(&value), put);
+            }
+            prop_assert!(set.iter().eq(&expected));
+            let (others, expected_others) = (Set::from_iter(other.clone()), BTreeSet::from_iter(other.clone()));
+            prop_assert!(set.difference(&others).eq(expected.difference(&expected_others)));
+            set.extend(other.clone());
+            expected.extend(other);
+            prop_assert!(set.iter().eq(&expected));
+        }
+
+        #[test]
+        fn a_map_is_a_map(entries: Vec<(u8, u16)>, steps: Vec<(u8, Option<u16>)>) {
+            let mut map = Map::from_iter(entries.clone());
+            let mut expected = BTreeMap::from_iter(entries);
+            for (key, value) in steps {
+                match value {
+                    Some(value) => {
+                        map.insert(key, value);
+                        expected.insert(key, value);
+                    }
+                    None => prop_assert_eq!(map.remove(&key), expected.remove(&key)),
+                }
+                prop_assert_eq!(map.get(&key), expected.get(&key));
+                prop_assert_eq!(map.contains_key(&key), value.is_some());
+            }
+            prop_assert!(map.keys().eq(expected.keys()) && map.values().eq(expected.values()));
+        }
+    }
+}
