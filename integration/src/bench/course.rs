@@ -162,3 +162,61 @@ impl Line {
 fn parse<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|error| Error::Unavailable(format!("cannot read {text:?}: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_and_lines_are_read_as_what_they_were() {
+        let load = Load {
+            services: 10,
+            endpoints: 10,
+        };
+        let course = Course {
+            proxier: Proxier::Ours,
+            load,
+            starts: 1,
+            changes: 0,
+            idle: 0,
+            patience: 60,
+        };
+        let flows = Flows {
+            load,
+            proxiers: vec![Proxier::Ours],
+            rounds: 1,
+            patience: 60,
+        };
+        for task in [Task::Course(course), Task::Flows(flows)] {
+            let text = serde_json::to_string(&task).unwrap();
+            assert_eq!(Task::parse(&text).unwrap(), task);
+        }
+        let outcome = Outcome {
+            course,
+            first_syncs: Vec::new(),
+            changes: vec![0.5],
+            memory: None,
+            idle: None,
+        };
+        let costs = FlowCosts {
+            load,
+            nodes: vec![NodeCosts {
+                proxier: None,
+                load,
+                round_trips: vec![0.5],
+                cluster_ip: Vec::new(),
+                node_port: Vec::new(),
+            }],
+        };
+        let limit = Limit {
+            what: "burst".into(),
+            size: "10 x 10".into(),
+            ours: vec![0.5],
+            theirs: Vec::new(),
+        };
+        for line in [Line::Outcome(outcome), Line::Flows(costs), Line::Limit(limit)] {
+            let text = serde_json::to_string(&line).unwrap();
+            assert_eq!(Line::parse(&text).unwrap(), line);
+        }
+    }
+}
