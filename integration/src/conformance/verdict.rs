@@ -75,11 +75,7 @@ pub fn judge(scenario: &Scenario, number: usize, ours: &Observation, recorded: &
             continue;
         };
         let better = wanted.get(&probe).copied();
-        let mut judged = compare(probe, answer, upstream, better.map(|(better, _)| better));
-        if judged.like == Like::Neither && judged.probe.target.starts_with("ICMP ") && answer == ECHO {
-            judged.like = Like::Better;
-            judged.why = Some("Q29, E12: the address of a Service answers a ping".into());
-        }
+        let judged = compare(probe, answer, upstream, better.map(|(better, _)| better));
         if let Some((better, number)) = better.filter(|_| judged.like == Like::Better) {
             unused.remove(&(better.probe.as_str(), number));
         }
@@ -148,8 +144,8 @@ pub fn judge(scenario: &Scenario, number: usize, ours: &Observation, recorded: &
 /// What ours does better wherever it is asked, so that no scenario has to say it.
 fn standing(probe: &Probe, ours: &str) -> Option<&'static str> {
     // Mode ipvs rejects it, and in mode nftables nobody has the address.
-    let echo = probe.target.starts_with("ICMP ") && ours == "echo";
-    echo.then_some("E11, Q29: a Service's address answers a ping")
+    let echo = probe.target.starts_with("ICMP ") && ours == ECHO;
+    echo.then_some("E11, Q29: the address of a Service answers a ping")
 }
 
 fn compare(probe: Probe, ours: &str, upstream: Upstream<'_>, better: Option<&Better>) -> Judged {
