@@ -278,6 +278,7 @@ fn ask_until(enough: &AtomicBool, client: Client<'_>, to: SocketAddr) -> Result<
 }
 
 /// What is left of any kube-proxy after a clean-up that is run twice, beside a virtual server of somebody else's.
+/// `KUBE-FIREWALL` is kubelet's, too, whoever made it.
 fn left(node: &Namespace) -> Result<Vec<String>> {
     const FOREIGN: &str = "-A -t 192.168.10.2:443 -s wlc";
     node.shell("ipvsadm -A -t 192.168.10.2:443 -s wlc")?;
@@ -292,7 +293,7 @@ fn left(node: &Namespace) -> Result<Vec<String>> {
     }
     let named = node.shell(
         "(iptables-nft-save; ip6tables-nft-save; ipset list -n; nft list tables; ip -brief link) 2>/dev/null |
-             grep -i kube || true",
+             grep -i kube | grep -v KUBE-FIREWALL || true",
     )?;
     left.extend(named.lines().map(str::to_owned));
     Ok(left)
