@@ -28,6 +28,10 @@ pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 2);
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 10, 100);
 /// The client's IPv6 address.
 pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 0x100);
+/// The node's addresses on the link of its pods.
+pub const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+/// The node's IPv6 address on the link of its pods.
+pub const BRIDGE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1);
 /// The pods' addresses on all nodes, as `--cluster-cidr` has them.
 pub const CLUSTER_CIDRS: &str = "10.244.0.0/16,fd00:10:244::/56";
 

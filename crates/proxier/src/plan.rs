@@ -105,6 +105,8 @@ pub struct NodeFacts {
     pub families: Vec<Family>,
     /// The node's own addresses: those on its links, without loopback, link-local ones and kube-ipvs0's.
     pub own_addresses: BTreeSet<IpAddr>,
+    /// Those of them that the Node object names.
+    pub named_addresses: BTreeSet<IpAddr>,
     /// Those of them that answer on node ports.
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// The node's zone, if it is known.
@@ -122,15 +124,18 @@ impl NodeFacts {
         node: Option<&Node>,
     ) -> Self {
         let own_addresses: BTreeSet<_> = own_addresses.into_iter().collect();
+        let is_named = |address: &IpAddr| node.is_some_and(|node| node.addresses.contains(address));
         let answers = |address: &IpAddr| match &config.node_port_addresses {
             NodePortAddresses::All => true,
             NodePortAddresses::Cidrs(cidrs) => cidrs.iter().any(|cidr| cidr.contains(address)),
-            NodePortAddresses::Primary => node.is_some_and(|node| node.addresses.contains(address)),
+            NodePortAddresses::Primary => is_named(address),
         };
         let node_port_addresses = own_addresses.iter().copied().filter(answers).collect();
+        let named_addresses = own_addresses.iter().copied().filter(is_named).collect();
         Self {
             families,
             own_addresses,
+            named_addresses,
             node_port_addresses,
             zone: node.and_then(|node| node.zone.clone()),
             api_servers: BTreeSet::new(),
@@ -367,7 +372,7 @@ impl Side {
 /// Who may use a load-balancer address, if not everybody: no two ranges overlap.
 ///
 /// A client on the node has the balancer's address for its own when it connects, so that address is admitted
-/// where one of the node's addresses is.
+/// where the node's address is that the Node object names; any of its addresses, as long as that names none.
 fn source_ranges(service: &Service, balancer_ip: IpAddr, node: &NodeFacts) -> Option<BTreeSet<IpNet>> {
     let SourceRanges::Only(ranges) = &service.source_ranges else {
         return None;
@@ -382,7 +387,13 @@ fn source_ranges(service: &Service, balancer_ip: IpAddr, node: &NodeFacts) -> Op
         return None;
     }
     let admits = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
-    if node.own_addresses.iter().any(admits) {
+    let of_family = |address: &&IpAddr| Family::of(**address) == family;
+    let mut of_node = node.named_addresses.iter().filter(of_family).peekable();
+    let admitted = match of_node.peek() {
+        Some(_) => of_node.any(admits),
+        None => node.own_addresses.iter().any(admits),
+    };
+    if admitted {
         ranges.push(balancer_ip.into());
     }
     Some(IpNet::aggregate(&ranges).into_iter().collect())
@@ -836,11 +847,18 @@ mod tests {
     }
 
     fn ranges(given: &[&str]) -> Vec<String> {
+        ranges_on(None, given)
+    }
+
+    /// What comes of source ranges on a node with this object.
+    fn ranges_on(node: Option<&Node>, given: &[&str]) -> Vec<String> {
         let mut service = service("web", "10.96.0.10");
         service.load_balancer_ips = vec![ip("203.0.113.8")];
         service.source_ranges = SourceRanges::Only(given.iter().map(|r| r.parse().unwrap()).collect());
         let config = config();
-        let plan = plan(&service, &[], &facts(&config), &config);
+        let own_addresses = ["192.168.0.2", "10.244.0.1"].map(ip);
+        let facts = NodeFacts::new(&config, vec![Family::Inet], own_addresses, node);
+        let plan = plan(&service, &[], &facts, &config);
         let frontend = plan.frontends.values().last().unwrap();
         let ranges = frontend.source_ranges.iter().map(ToString::to_string);
         [frontend.treatment.to_string()]
@@ -868,6 +886,24 @@ mod tests {
             ranges(&["192.168.0.0/24"]),
             ["goto ranges-masquerade", "192.168.0.0/24", "203.0.113.8/32"],
             "a client on a node in the ranges has the balancer's address itself"
+        );
+    }
+
+    #[test]
+    fn c3_a_node_is_in_the_ranges_with_the_address_that_its_object_names() {
+        let outside = Node {
+            addresses: vec![ip("192.168.0.2")],
+            zone: None,
+            pod_cidrs: Vec::new(),
+        };
+        let bridge = "10.244.0.0/24";
+        assert_eq!(
+            ranges_on(Some(&outside), &[bridge]),
+            ["goto ranges-masquerade", bridge]
+        );
+        assert_eq!(
+            ranges_on(None, &[bridge]),
+            ["goto ranges-masquerade", bridge, "203.0.113.8/32"]
         );
     }
 

@@ -269,6 +269,13 @@ pub(super) fn is_doubtful(answer: &str) -> bool {
 
 /// `local-11, remote-12 see 10.244.0.1; timed out`: who answers, and whom they see. How often is up to a scheduler.
 fn words(heard: &Heard, candidates: &Candidates) -> String {
+    if candidates.hashed && !heard.by.is_empty() {
+        let picked = ["a pod that a hash has picked".to_owned()].into_iter();
+        return picked
+            .chain(heard.failures.iter().cloned())
+            .collect::<Vec<_>>()
+            .join("; ");
+    }
     if candidates.sticky && candidates.pods.len() > 1 && heard.by.len() == 1 && heard.failures.is_empty() {
         // Which one, and so whom it sees, is up to a scheduler, too.
         return "always the same pod".into();
@@ -304,6 +311,7 @@ mod tests {
         let sticky = Candidates {
             pods: ["local-11".into(), "local-12".into()].into(),
             sticky: true,
+            hashed: false,
         };
         assert_eq!(words(&heard, &sticky), "always the same pod");
         heard.by.insert("local-12".into(), seen(&[[10, 244, 0, 1]]));
@@ -312,6 +320,11 @@ mod tests {
         let all = "local-11, local-12 see 10.244.0.1; remote-13 sees 10.244.0.99; timed out";
         assert_eq!(words(&heard, &sticky), all);
         assert!(is_doubtful(all) && !is_doubtful("refused"));
+        let hashed = Candidates {
+            hashed: true,
+            ..sticky
+        };
+        assert_eq!(words(&heard, &hashed), "a pod that a hash has picked; timed out");
     }
 
     #[test]

@@ -14,7 +14,8 @@ What this project's kube-proxy makes of the same objects as upstream's %UPSTREAM
 After each step of a scenario everybody asks everybody: a pod that serves nothing (`visitor`), one that does (`local-N`), a pod of
 another node (`remote-N`), the node itself (`node`), another node (`peer`) and a machine outside the cluster (`outside`) ask every address
 and port of every Service over TCP, UDP or SCTP, a port that no Service has, and for an ICMP echo. An answer is who answered and which client
-address they saw, or how the attempt failed. Ours has to be as in mode ipvs, or as in mode nftables where upstream's two modes
+address they saw, or how the attempt failed. Mode nftables has node ports at the node's primary addresses only; what it answers there counts for
+the others. Ours has to be as in mode ipvs, or as in mode nftables where upstream's two modes
 disagree, or *better* than both for a reason that is given here. The lines of `ipvsadm -Sn` and the addresses on kube-ipvs0 are those of
 mode ipvs; where they are not, the lines that ours has more (`+`) or less (`-`) are listed.
 

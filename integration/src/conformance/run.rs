@@ -143,7 +143,10 @@ impl Stage {
         ))?;
         let machines = [node, &cluster.peer().namespace, cluster.outside()];
         for machine in machines.into_iter().chain(pods.iter().map(|pod| &pod.namespace)) {
-            machine.sysctl("net.ipv4.ping_group_range=0 0")?;
+            // Nobody has to wait for an ICMP error because others have just got some.
+            machine.sysctl(
+                "net.ipv4.ping_group_range=0 0\nnet.ipv4.icmp_ratelimit=0\nnet.ipv6.icmp.ratelimit=0",
+            )?;
         }
         uplink.client().apply(NODE)?;
         let mut sentinel = Sentinel::default();
@@ -176,7 +179,7 @@ impl Stage {
     ) -> Result<Option<Self>> {
         let targets = target::of_steps(scenario);
         let states = scenario.states();
-        let mut reusable = true;
+        let mut reusable = !scenario.alone;
         for (number, (step, targets)) in scenario.steps.iter().zip(&targets).enumerate() {
             for command in &step.node {
                 self.cluster.node().namespace.shell(command)?;

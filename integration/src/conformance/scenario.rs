@@ -32,6 +32,9 @@ pub struct Scenario {
     /// Flags that every proxier gets besides the usual ones.
     #[serde(default)]
     pub flags: Vec<String>,
+    /// Upstream's kube-proxy keeps something of it, which must not show in the next scenario.
+    #[serde(default)]
+    pub alone: bool,
     /// What happens, in order.
     pub steps: Vec<Step>,
 }
@@ -207,6 +210,15 @@ fn parse<T: serde::de::DeserializeOwned>(
 }
 
 impl Scenario {
+    /// Whether IPVS picks pods by a hash.
+    pub(super) fn hashes(&self) -> bool {
+        let mut schedulers = self
+            .flags
+            .iter()
+            .filter_map(|flag| flag.strip_prefix("--ipvs-scheduler="));
+        schedulers.any(|scheduler| ["sh", "dh", "mh"].contains(&scheduler))
+    }
+
     /// Reads one file.
     ///
     /// # Errors

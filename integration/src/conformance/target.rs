@@ -20,6 +20,9 @@ pub(super) struct Candidates {
     pub(super) pods: BTreeSet<String>,
     /// The scheduler picks the same pod for a client every time; which one is its own affair.
     pub(super) sticky: bool,
+    /// It picks one by a hash of the client's address, and perhaps its port: which ones a few connections get is
+    /// arbitrary.
+    pub(super) hashed: bool,
 }
 
 /// All questions of a step.
@@ -98,18 +101,11 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
 /// What is asked after each step: all that there is to be reached, and what the step may have taken away.
 pub(super) fn of_steps(scenario: &Scenario) -> Vec<Targets> {
     let nodes = node_addresses(scenario);
-    // Hashes of addresses: which pod they give is as arbitrary as the first pick of an affinity.
-    let hashing = |flag: &String| {
-        flag.strip_prefix("--ipvs-scheduler=")
-            .is_some_and(|scheduler| ["sh", "dh", "mh"].contains(&scheduler))
-    };
-    let sticky = scenario.flags.iter().any(hashing);
     let mut before = Targets::new();
     let after = |state: State| {
         let mut now = targets(&state, &nodes);
-        if sticky {
-            now.values_mut().for_each(|candidates| candidates.sticky = true);
-        }
+        now.values_mut()
+            .for_each(|candidates| candidates.hashed = scenario.hashes());
         let mut all = std::mem::replace(&mut before, now.clone());
         all.extend(now);
         all
@@ -188,15 +184,54 @@ fn addresses(service: &Service) -> BTreeSet<IpAddr> {
 
 /// The pods of a Service's slices in an address's family.
 fn behind(service: &Service, slices: &[EndpointSlice], ip: IpAddr) -> BTreeSet<String> {
+    let slices = slices_of(service, slices, ip);
+    slices.flat_map(pods).map(Place::name).collect()
+}
+
+/// A Service's slices in an address's family.
+fn slices_of<'a>(
+    service: &Service,
+    slices: &'a [EndpointSlice],
+    ip: IpAddr,
+) -> impl Iterator<Item = &'a EndpointSlice> {
     let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-    let of_service = slices.iter().filter(|slice| {
+    slices.iter().filter(move |slice| {
         let labels = slice.metadata.labels.as_ref();
         let name = labels.and_then(|labels| labels.get("kubernetes.io/service-name"));
         slice.address_type == family
             && name == service.metadata.name.as_ref()
             && slice.metadata.namespace == service.metadata.namespace
-    });
-    of_service.flat_map(pods).map(Place::name).collect()
+    })
+}
+
+/// The endpoints of the Services that have the virtual server `server`, in whatever condition they are.
+pub(super) fn endpoints_of(state: &State, server: SocketAddr) -> BTreeSet<SocketAddr> {
+    let (services, slices) = (state.services(), state.slices());
+    let number = i32::from(server.port());
+    let has_it = |service: &&Service| {
+        let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+        let here = addresses(service).contains(&server.ip());
+        ports
+            .into_iter()
+            .any(|port| port.port == number && here || port.node_port == Some(number))
+    };
+    let mut endpoints = BTreeSet::new();
+    for slice in services
+        .iter()
+        .filter(has_it)
+        .flat_map(|service| slices_of(service, &slices, server.ip()))
+    {
+        let ports: Vec<_> = slice.ports.iter().flatten().filter_map(served).collect();
+        let addresses = slice
+            .endpoints
+            .iter()
+            .flatten()
+            .flat_map(|endpoint| &endpoint.addresses);
+        for ip in addresses.filter_map(|address| address.parse::<IpAddr>().ok()) {
+            endpoints.extend(ports.iter().map(|(_, port)| SocketAddr::new(ip, *port)));
+        }
+    }
+    endpoints
 }
 
 #[cfg(test)]

@@ -1,10 +1,18 @@
 //! Ours beside what is recorded of upstream's.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use super::observation::{ECHO, Observation, Probe};
 use super::recording::{RecordedStep, Upstream};
 use super::scenario::{Better, Scenario};
+use super::target;
+use crate::topology::{BRIDGE, BRIDGE_V6, NODE, NODE_V6};
+use crate::traffic::Failure;
+
+/// What the system says when nobody has answered for an address on the client's own network.
+const NO_ROUTE: &str = "No route to host (os error 113)";
 
 /// Whose answer ours is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +72,7 @@ pub fn judge(scenario: &Scenario, number: usize, ours: &Observation, recorded: &
         }
     }
 
+    let nodes = target::node_addresses(scenario);
     let probes: BTreeSet<_> = recorded.probes().chain(ours.probes.keys().cloned()).collect();
     for probe in probes {
         let upstream = recorded.answers(&probe);
@@ -74,8 +83,12 @@ pub fn judge(scenario: &Scenario, number: usize, ours: &Observation, recorded: &
             verdict.faults.push(format!("{probe}: {who} was not asked"));
             continue;
         };
+        let upstream = Upstream {
+            nftables: at_primary(&probe, &nodes, recorded).unwrap_or(upstream.nftables),
+            ..upstream
+        };
         let better = wanted.get(&probe).copied();
-        let judged = compare(probe, answer, upstream, better.map(|(better, _)| better));
+        let judged = compare(probe, answer, upstream, &nodes, better.map(|(better, _)| better));
         if let Some((better, number)) = better.filter(|_| judged.like == Like::Better) {
             unused.remove(&(better.probe.as_str(), number));
         }
@@ -85,7 +98,12 @@ pub fn judge(scenario: &Scenario, number: usize, ours: &Observation, recorded: &
         verdict.probes.push(judged);
     }
 
-    let there = servers_in_slices(scenario, number);
+    let states = scenario.states();
+    let of_its_service = |line: &str| {
+        let (server, endpoint) = servers_of(line)?;
+        let endpoints = target::endpoints_of(states.get(number)?, server);
+        Some(endpoints.contains(&endpoint))
+    };
     let mut kernel = [
         ("servers", differences(&recorded.servers, &ours.kernel.servers)),
         (
@@ -95,14 +113,15 @@ pub fn judge(scenario: &Scenario, number: usize, ours: &Observation, recorded: &
     ];
     for (what, lines) in &mut kernel {
         lines.retain(|line| {
-            let drained = line.starts_with("- -a ")
-                && line.ends_with(" -w 0")
-                && !there.iter().any(|ip| line.contains(&format!(" -r {ip}:")));
-            if drained {
-                let why = "A9, A4: nobody is behind a server that has left its slice";
-                verdict.excused.push(format!("{line} ({why})"));
-            }
-            !drained
+            let only_upstream_drains = line.starts_with("- -a ") && line.ends_with(" -w 0");
+            let why = match of_its_service(line) {
+                Some(false) => Some("A9, A4: it is no endpoint of the Service any more"),
+                _ if scenario.hashes() => Some("A2: a hash has led nobody there who could be waited for"),
+                _ => None,
+            };
+            let why = why.filter(|_| only_upstream_drains);
+            verdict.excused.extend(why.map(|why| format!("{line} ({why})")));
+            why.is_none()
         });
         let named: Vec<_> = better
             .iter()
@@ -141,19 +160,85 @@ pub fn judge(scenario: &Scenario, number: usize, ours: &Observation, recorded: &
     verdict
 }
 
-/// What ours does better wherever it is asked, so that no scenario has to say it.
-fn standing(probe: &Probe, ours: &str) -> Option<&'static str> {
-    // Mode ipvs rejects it, and in mode nftables nobody has the address.
-    let echo = probe.target.starts_with("ICMP ") && ours == ECHO;
-    echo.then_some("E11, Q29: the address of a Service answers a ping")
+/// Mode nftables has node ports at the node's primary addresses only, by default. What it answers there is what it
+/// would answer at the others.
+fn at_primary<'a>(probe: &Probe, nodes: &BTreeSet<IpAddr>, recorded: &'a RecordedStep) -> Option<&'a str> {
+    let (protocol, server) = probe.target.split_once(' ')?;
+    let server: SocketAddr = server.parse().ok()?;
+    let primary: IpAddr = match server.ip() {
+        IpAddr::V4(_) => NODE.into(),
+        IpAddr::V6(_) => NODE_V6.into(),
+    };
+    let there = Probe {
+        target: format!("{protocol} {}", SocketAddr::new(primary, server.port())),
+        client: probe.client.clone(),
+    };
+    let refused = recorded.answers(probe)?.nftables == Failure::Refused.to_string();
+    let answer = recorded.answers(&there)?.nftables;
+    (nodes.contains(&server.ip()) && refused).then_some(answer)
 }
 
-fn compare(probe: Probe, ours: &str, upstream: Upstream<'_>, better: Option<&Better>) -> Judged {
+/// What ours does better wherever it is asked, so that no scenario has to say it.
+fn standing(
+    probe: &Probe,
+    ours: &str,
+    upstream: Upstream<'_>,
+    nodes: &BTreeSet<IpAddr>,
+) -> Option<&'static str> {
+    // Mode ipvs rejects it, and in mode nftables nobody has the address.
+    if probe.target.starts_with("ICMP ") && ours == ECHO {
+        return Some("E11, Q29: the address of a Service answers a ping");
+    }
+    let of_node = |seen: &str| {
+        let seen: Option<IpAddr> = seen.parse().ok();
+        seen.is_some_and(|seen| nodes.contains(&seen) || [BRIDGE.into(), BRIDGE_V6.into()].contains(&seen))
+    };
+    let (pods, addresses) = who_sees_whom(ours)?;
+    let (same, _) = who_sees_whom(upstream.nftables)?;
+    (probe.client == "node" && pods == same && addresses.into_iter().all(of_node))
+        .then_some("E1, E4: every pod, as in mode nftables; addresses of the node's own need no masquerading")
+}
+
+/// The pods in `local-11, local-12 see 10.244.0.1; remote-13 sees 192.168.10.2`, and the addresses; nothing if there
+/// are failures, too.
+fn who_sees_whom(answer: &str) -> Option<(BTreeSet<&str>, BTreeSet<&str>)> {
+    let (mut pods, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    for part in answer.split("; ") {
+        let (some, seen) = part.split_once(" see ").or_else(|| part.split_once(" sees "))?;
+        pods.extend(some.split(", "));
+        addresses.extend(seen.split(" and "));
+    }
+    Some((pods, addresses))
+}
+
+/// An answer of nobody's, whoever says so: who asks for an address that nobody has is told after a while.
+fn plain(answer: &str) -> Cow<'_, str> {
+    let timed_out = Failure::TimedOut.to_string();
+    if !answer.contains(NO_ROUTE) {
+        return answer.into();
+    }
+    let words: BTreeSet<_> = answer
+        .split("; ")
+        .map(|word| if word == NO_ROUTE { &timed_out } else { word })
+        .collect();
+    words.into_iter().collect::<Vec<_>>().join("; ").into()
+}
+
+fn compare(
+    probe: Probe,
+    ours: &str,
+    upstream: Upstream<'_>,
+    nodes: &BTreeSet<IpAddr>,
+    better: Option<&Better>,
+) -> Judged {
     let why = match better.filter(|better| better.ours == ours) {
         Some(better) => Some(better.why.clone()),
-        None => standing(&probe, ours).map(str::to_owned),
+        None => standing(&probe, ours, upstream, nodes).map(str::to_owned),
     };
-    let like = match (ours == upstream.ipvs, ours == upstream.nftables) {
+    let like = match (
+        plain(ours) == plain(upstream.ipvs),
+        plain(ours) == plain(upstream.nftables),
+    ) {
         (true, true) => Like::Both,
         (true, false) => Like::Ipvs,
         (false, true) => Like::Nftables,
@@ -195,21 +280,10 @@ fn probes_of(better: &Better) -> Vec<Probe> {
     clients.split(", ").map(probe).collect()
 }
 
-/// The addresses of all endpoints that there are after a step, as `ipvsadm` writes them.
-fn servers_in_slices(scenario: &Scenario, number: usize) -> BTreeSet<String> {
-    let states = scenario.states();
-    let slices = states.get(number).map(|state| state.slices()).unwrap_or_default();
-    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
-    let addresses = endpoints.flat_map(|endpoint| endpoint.addresses.iter());
-    addresses
-        .map(|address| {
-            if address.contains(':') {
-                format!("[{address}]")
-            } else {
-                address.clone()
-            }
-        })
-        .collect()
+/// The virtual server and the real server of a difference such as `- -a -t 10.96.0.10:80 -r 10.244.0.11:80 -m -w 0`.
+fn servers_of(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let mut words = line.split(' ').skip(3).step_by(2);
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 
 /// The lines that only upstream has (`-`), and those that only ours has (`+`).
@@ -227,7 +301,23 @@ mod tests {
 
     fn scenario(better: &str) -> Scenario {
         let text = format!(
-            "why: a test\nsteps:\n- name: a step\n  better: [{better}]\n  apply:\n  - apiVersion: discovery.k8s.io/v1\n    kind: EndpointSlice\n    metadata: {{name: web}}\n    addressType: IPv4\n    endpoints: [{{addresses: [10.244.0.11]}}]\n"
+            "
+why: a test
+steps:
+- name: a step
+  better: [{better}]
+  apply:
+  - apiVersion: v1
+    kind: Service
+    metadata: {{name: web}}
+    spec: {{clusterIP: 10.96.0.10, ports: [{{port: 80}}]}}
+  - apiVersion: discovery.k8s.io/v1
+    kind: EndpointSlice
+    metadata: {{name: web, labels: {{kubernetes.io/service-name: web}}}}
+    addressType: IPv4
+    ports: [{{port: 80}}]
+    endpoints: [{{addresses: [10.244.0.11]}}]
+"
         );
         serde_saphyr::from_str(&text).unwrap()
     }
@@ -283,11 +373,44 @@ mod tests {
                 ipvs: "refused",
                 nftables: "timed out",
             };
-            compare(probe, ours, upstream, None).like
+            compare(probe, ours, upstream, &BTreeSet::new(), None).like
         };
         assert_eq!(of("ICMP 10.96.0.10", "echo"), Like::Better);
         assert_eq!(of("ICMP 10.96.0.10", "unreachable"), Like::Neither);
         assert_eq!(of("TCP 10.96.0.10:80", "echo"), Like::Neither);
+    }
+
+    #[test]
+    fn node_ports_at_other_addresses_are_held_against_the_primary_one_s() {
+        let probe = |target: &str, client: &str| Probe {
+            target: target.into(),
+            client: client.into(),
+        };
+        let [primary, other] = ["TCP 192.168.10.2:30080", "TCP 192.168.20.2:30080"];
+        let of = |client: &str, ours: &str| {
+            let observed = |answers: [&str; 2]| Observation {
+                probes: std::iter::zip([primary, other], answers)
+                    .map(|(target, answer)| (probe(target, client), answer.to_owned()))
+                    .collect(),
+                ..observation("", &[])
+            };
+            let both = "local-11 sees 10.244.0.1; remote-13 sees 192.168.10.2";
+            let recorded = RecordedStep::new(&observed(["a", "a"]), &observed([both, "refused"]));
+            let verdict = judge(&scenario(""), 0, &observed([both, ours]), &recorded);
+            verdict.probes[1].like
+        };
+        let both = "local-11 sees 10.244.0.1; remote-13 sees 192.168.10.2";
+        assert_eq!(of("peer", both), Like::Nftables);
+        assert_eq!(of("peer", "local-11, remote-13 see 192.168.20.2"), Like::Neither);
+        assert_eq!(of("node", "local-11, remote-13 see 192.168.20.2"), Like::Better);
+        assert_eq!(of("node", "local-11 sees 192.168.20.2"), Like::Neither);
+        assert_eq!(of("node", "local-11, remote-13 see 203.0.113.1"), Like::Neither);
+    }
+
+    #[test]
+    fn nobody_at_an_address_is_nobody_whoever_says_so() {
+        let (like, _) = verdict("", "No route to host (os error 113); timed out", "timed out", "a");
+        assert_eq!(like, Like::Ipvs);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,18 +68,10 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
         lab.record(&scenarios)?;
     }
     let (outcomes, mut faults) = lab.compare(&scenarios)?;
-    if selected.is_empty() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance.md");
-        let outcomes: Vec<_> = outcomes
-            .iter()
-            .map(|(scenario, verdicts)| (*scenario, verdicts.as_slice()))
-            .collect();
-        let text = report(&lab.version, &outcomes);
-        if arguments.get_flag("write-report") {
-            fs::write(&file, text).map_err(|source| io_error("write the report", source))?;
-        } else if fs::read_to_string(&file).unwrap_or_default() != text {
-            faults.push("docs/conformance.md is not up to date; --write-report writes it".into());
-        }
+    if arguments.get_flag("write-report") {
+        fs::write(report_file(), lab.report(&outcomes)).map_err(|source| io_error("write the report", source))?;
+    } else if selected.is_empty() {
+        faults.extend(lab.check_report(&outcomes));
     }
     for fault in &faults {
         eprintln!("{fault}");
@@ -97,6 +89,20 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     Ok(u8::from(!faults.is_empty()))
 }
 
+/// Compares ours with what is recorded of upstream's in all scenarios. Gives how many were followed to their end, and
+/// the faults.
+pub(crate) fn all() -> Result<(usize, Vec<String>)> {
+    let scenarios = Scenario::read_all(&[])?;
+    let lab = Laboratory::open(2)?;
+    let (outcomes, mut faults) = lab.compare(&scenarios)?;
+    faults.extend(lab.check_report(&outcomes));
+    Ok((outcomes.len(), faults))
+}
+
+fn report_file() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance.md")
+}
+
 /// The scenarios that were followed to their end, and what became of each step.
 type Outcomes<'a> = Vec<(&'a Scenario, Vec<Verdict>)>;
 
@@ -112,6 +118,22 @@ impl Laboratory {
         let go = Go::find()?;
         let version = go.version(Program::KubeProxy).to_owned();
         Ok(Self { go, version, jobs })
+    }
+
+    /// The report for people.
+    fn report(&self, outcomes: &Outcomes<'_>) -> String {
+        let outcomes: Vec<_> = outcomes
+            .iter()
+            .map(|(scenario, verdicts)| (*scenario, verdicts.as_slice()))
+            .collect();
+        report(&self.version, &outcomes)
+    }
+
+    /// A fault if the kept report is of another outcome.
+    fn check_report(&self, outcomes: &Outcomes<'_>) -> Option<String> {
+        let kept = fs::read_to_string(report_file()).unwrap_or_default();
+        (kept != self.report(outcomes))
+            .then(|| "docs/conformance.md is not up to date; --write-report writes it".into())
     }
 
     /// What is recorded of this text of a scenario and of this version of upstream's.

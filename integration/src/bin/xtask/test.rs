@@ -12,6 +12,8 @@ use integration::go::{Go, Program};
 use integration::kernel::Series;
 use integration::{ApiServer, Error, Guest, Lab, Result, uplink};
 
+use crate::conformance;
+
 /// The time that a guest has for all in-kernel tests. It is slow under emulation.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
@@ -95,6 +97,7 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
             table.add(in_kernel(series, &workspace, &[]));
         }
         table.add(with_api_server(&workspace, &[]));
+        table.add(conformance());
     }
     println!("\n{table}");
     let skipped_in_ci =
@@ -288,6 +291,25 @@ fn with_api_server(workspace: &Workspace, filter: &[String]) -> Part {
         let mut output = Tee::default();
         let status = uplink::run(&mut server, guest, &run_all(filter), &mut output)?;
         Ok((output.counts(), status == 0))
+    })
+}
+
+/// All scenarios beside what upstream's kube-proxy makes of them.
+fn conformance() -> Part {
+    let name = "conformance scenarios".to_owned();
+    if let Err(missing) = Go::find() {
+        return Part::without(name, Outcome::Skipped(missing.to_string()));
+    }
+    Part::run(name, || {
+        let (passed, faults) = conformance::all()?;
+        for fault in &faults {
+            eprintln!("{fault}");
+        }
+        let counts = Counts {
+            passed,
+            failed: faults.len(),
+        };
+        Ok((counts, faults.is_empty()))
     })
 }
 
