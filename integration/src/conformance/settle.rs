@@ -44,7 +44,7 @@ pub(super) fn settle(
             Proxier::Ours => {
                 let before = kernel_state(node)?;
                 thread::sleep(POLL);
-                kernel_state(node)? == before
+                kernel_state(node)? == before && !waits_for_nobody(&ip_vs(node)?)
             }
             Proxier::UpstreamIpvs | Proxier::UpstreamNftables => {
                 // Mode ipvs has more to do when the sentinel is there; mode nftables makes one transaction.
@@ -79,6 +79,12 @@ fn has(proxier: Proxier, node: &Namespace, sentinel: &Sentinel) -> Result<bool> 
 /// All virtual servers, in the kernel's own words; nothing as long as it has no IPVS.
 fn ip_vs(node: &Namespace) -> Result<String> {
     node.enter(|| Ok(fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default()))
+}
+
+/// Whether a real server without connections is still there to drain: ours looks once a second.
+fn waits_for_nobody(ip_vs: &str) -> bool {
+    let mut servers = ip_vs.lines().filter_map(|line| line.trim().strip_prefix("-> "));
+    servers.any(|server| server.split_whitespace().skip(2).eq(["0", "0", "0"]))
 }
 
 /// What ours programs last, and what it programs most.
@@ -122,6 +128,23 @@ fn nothing_queued(metrics: &str, since: SystemTime) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_at_weight_0_is_waited_for_while_it_has_connections() {
+        let with = |line: &str| {
+            format!(
+                "Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n\
+                 TCP  0A60000A:0050 rr\n  -> 0AF4000B:1F90      Masq    1      0          0         \n{line}\n"
+            )
+        };
+        assert!(waits_for_nobody(&with(
+            "  -> 0AF4000C:1F90      Masq    0      0          0         "
+        )));
+        assert!(!waits_for_nobody(&with(
+            "  -> 0AF4000C:1F90      Masq    0      0          2         "
+        )));
+        assert!(!waits_for_nobody(&with("")));
+    }
 
     #[test]
     fn a_change_is_programmed_when_both_families_are() {

@@ -69,7 +69,8 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     }
     let (outcomes, mut faults) = lab.compare(&scenarios)?;
     if arguments.get_flag("write-report") {
-        fs::write(report_file(), lab.report(&outcomes)).map_err(|source| io_error("write the report", source))?;
+        fs::write(report_file(), lab.report(&outcomes))
+            .map_err(|source| io_error("write the report", source))?;
     } else if selected.is_empty() {
         faults.extend(lab.check_report(&outcomes));
     }
