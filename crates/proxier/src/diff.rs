@@ -224,7 +224,7 @@ fn edit(
         if wanted.usable.contains_key(address) {
             continue;
         }
-        let may_stay = wanted.leaving.contains(address) && !circumstances.drained.contains(&(key, *address));
+        let may_stay = wanted.may_leave_slowly(*address) && !circumstances.drained.contains(&(key, *address));
         if !may_stay {
             removed.push(Command::DelDestination(key, *address));
         } else if destination.weight != 0 {
@@ -245,7 +245,7 @@ fn edit(
 fn wind_down(key: ServiceKey, has: &Server, circumstances: Circumstances<'_>, mut add: impl FnMut(Command)) {
     let nothing = RealServers {
         usable: Map::default(),
-        leaving: has.destinations.keys().copied().collect(),
+        leaving: Some(has.destinations.keys().map(SocketAddr::ip).collect()),
     };
     let mut commands = Vec::new();
     edit(&has.service, &nothing, has, circumstances, |command| {

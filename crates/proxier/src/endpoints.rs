@@ -1,6 +1,11 @@
 //! Which of a Service port's endpoints serve which clients: the slices merged, readiness, topology, locality.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use ipvs::Family;
 
@@ -13,6 +18,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Endpoints<'a> {
     by_address: Map<SocketAddr, Candidate<'a>>,
+    pods: Set<IpAddr>,
 }
 
 /// An endpoint, as far as the choice depends on it.
@@ -81,15 +87,17 @@ impl<'a> Endpoints<'a> {
         family: Family,
         node: &str,
     ) -> Self {
-        let mut candidates = Vec::new();
+        let (mut candidates, mut pods) = (Vec::new(), Vec::new());
         for slice in slices {
+            let of_family = || slice.endpoints.iter().filter(|e| Family::of(e.address) == family);
+            pods.extend(of_family().map(|endpoint| endpoint.address));
             let numbers = slice
                 .ports
                 .iter()
                 .filter(|p| p.name == port.name && p.protocol == port.protocol)
                 .map(|p| p.port);
             for number in numbers {
-                for endpoint in slice.endpoints.iter().filter(|e| Family::of(e.address) == family) {
+                for endpoint in of_family() {
                     let address = SocketAddr::new(endpoint.address, number.get());
                     candidates.push((address, Candidate::new(endpoint, node)));
                 }
@@ -99,12 +107,13 @@ impl<'a> Endpoints<'a> {
         candidates.sort_by(|(a, of_a), (b, of_b)| a.cmp(b).then_with(|| of_a.rank().cmp(&of_b.rank())));
         Self {
             by_address: candidates.into_iter().collect(),
+            pods: pods.into_iter().collect(),
         }
     }
 
-    /// Every address that the slices name, whatever its condition.
-    pub(crate) fn all(&self) -> impl Iterator<Item = SocketAddr> {
-        self.by_address.keys().copied()
+    /// Every pod that the slices name, whatever its condition, and whether or not it has the port.
+    pub(crate) fn pods(&self) -> &Set<IpAddr> {
+        &self.pods
     }
 
     /// The addresses of the pods on our node.
@@ -288,7 +297,7 @@ mod tests {
         many.ports.push(endpoint_port("metrics", Protocol::Tcp, 9090));
         let slices = [many, slice("s2", "a", &[endpoint("10.244.0.2")])];
         assert_eq!(
-            texts(merged(&slices).all()),
+            texts(merged(&slices).by_address.keys().copied()),
             ["10.244.0.1:8080", "10.244.0.2:8080"]
         );
     }

@@ -92,10 +92,11 @@ impl Frontend {
 pub struct RealServers {
     /// Those that were chosen, with their weights: 1, unless the Service's annotations say otherwise.
     pub usable: Map<SocketAddr, u32>,
-    /// Those that may keep the connections that they have, at weight 0, if they are real servers already:
-    /// TCP endpoints that still exist but are not chosen any more (A2). An endpoint that has left its slice
-    /// is not among them: its connections have nobody left to answer them (A9).
-    pub leaving: Set<SocketAddr>,
+    /// The Service's pods of which none was chosen. Their real servers may keep the connections that they have, at
+    /// weight 0, as may those of other ports of a pod that was chosen (A2). A pod that has left its slice is not
+    /// among them: its connections have nobody left to answer them (A9). Nothing where nobody waits for
+    /// connections: they are TCP's.
+    pub leaving: Option<Set<IpAddr>>,
 }
 
 /// What a plan depends on besides the Service.
@@ -415,14 +416,11 @@ impl RealServers {
         endpoints: &Endpoints<'_>,
         protocol: Protocol,
     ) -> Arc<Self> {
-        let leaving = match protocol {
-            Protocol::Tcp => endpoints
-                .all()
-                .filter(|address| !chosen.contains(address))
-                .collect(),
-            // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
-            _ => Set::default(),
-        };
+        // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
+        let leaving = (protocol == Protocol::Tcp).then(|| {
+            let chosen: Set<_> = chosen.iter().map(SocketAddr::ip).collect();
+            endpoints.pods().difference(&chosen).copied().collect()
+        });
         let overrides = service.overrides.as_deref();
         let weight = |address: SocketAddr| overrides.map_or(1, |overrides| overrides.weight(address.ip()));
         let usable = chosen
@@ -430,6 +428,14 @@ impl RealServers {
             .map(|address| (address, weight(address)))
             .collect();
         Arc::new(Self { usable, leaving })
+    }
+
+    /// Whether a real server that was not chosen may keep its connections.
+    pub(crate) fn may_leave_slowly(&self, address: SocketAddr) -> bool {
+        let is_there = |leaving: &Set<IpAddr>| {
+            leaving.contains(&address.ip()) || self.usable.keys().any(|usable| usable.ip() == address.ip())
+        };
+        self.leaving.as_ref().is_some_and(is_there)
     }
 }
 
@@ -976,9 +982,13 @@ mod tests {
         let leaving: Vec<_> = plan
             .frontends
             .values()
-            .map(|f| f.real_servers.leaving.len())
+            .map(|f| &f.real_servers)
+            .map(|servers| {
+                ["10.244.1.2:8080", "10.244.1.3:80", "10.244.1.4:80"]
+                    .map(|a| servers.may_leave_slowly(a.parse().unwrap()))
+            })
             .collect();
-        assert_eq!(leaving, [1, 0]);
+        assert_eq!(leaving, [[true, true, false], [false; 3]]);
     }
 
     #[test]
