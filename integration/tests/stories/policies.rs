@@ -228,7 +228,14 @@ fn e1_a_policy_that_changes_and_changes_back_leaves_nothing_behind() -> Result<(
     }
 
     apply(&cluster, "externalTrafficPolicy: Cluster", &pods)?;
-    cluster.expect_servers(&servers)?;
+    // A2: what the pod has just asked for waits for its connections to be forgotten.
+    eventually(|| {
+        let found = cluster.servers()?;
+        let (marked, others): (Vec<_>, Vec<_>) = found.lines().partition(|line| line.contains(" -f "));
+        let quiet = |line: &&str| line.starts_with("-A ") || line.ends_with(" -w 0");
+        let good = others == servers.lines().collect::<Vec<_>>() && marked.iter().all(quiet);
+        Ok(if good { Ok(()) } else { Err(found) })
+    })?;
     eventually(|| {
         let ruleset = cluster.ruleset()?;
         Ok(if self::words(&ruleset) == words {
