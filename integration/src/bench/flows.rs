@@ -20,7 +20,7 @@ use crate::topology::{CLIENT, NODE};
 use crate::uplink::Uplink;
 
 /// How often a connection goes there and back in a round.
-const ROUND_TRIPS: u32 = 200;
+const ROUND_TRIPS: u32 = 500;
 
 /// How many connections a round has to each address.
 const CONNECTIONS: u32 = 40;

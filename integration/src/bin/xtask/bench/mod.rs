@@ -213,12 +213,12 @@ fn quick() -> Vec<Task> {
         Course {
             starts: 5,
             changes: 100,
-            idle: 60,
+            idle: 30,
             ..course(Ours, 200)
         },
         Course {
             changes: 10,
-            idle: 60,
+            idle: 30,
             ..course(UpstreamIpvs, 200)
         },
         Course {
