@@ -7,12 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backon::ExponentialBuilder;
 use futures_util::{StreamExt, stream::BoxStream};
 use kube::{
     Api, Client, ResourceExt,
     runtime::{
         WatchStreamExt,
-        watcher::{self, Event, InitialListStrategy, watcher},
+        watcher::{self, Event, ExponentialBackoff, InitialListStrategy, watcher},
     },
 };
 use proxier::model::{Change, ObjectName};
@@ -27,6 +28,11 @@ use crate::{
 
 /// How long the Node object is waited for, as upstream does, before Services are programmed without it.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
+/// An API server that cannot be reached is asked again after this time, then after twice the last time, up to
+/// [`RETRY_MAX`], each up to twice as long by chance, so that not all nodes come at once. A node is to know soon that it
+/// is back.
+const RETRY_MIN: Duration = Duration::from_millis(800);
+const RETRY_MAX: Duration = Duration::from_secs(8);
 /// How often the log repeats that something cannot be watched.
 const REPEAT_WARNING: Duration = Duration::from_secs(60);
 
@@ -126,8 +132,13 @@ impl<K: Object> Watch<K> {
     }
 
     fn events(&self) -> BoxStream<'static, watcher::Result<Event<K>>> {
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(RETRY_MIN)
+            .with_max_delay(RETRY_MAX)
+            .with_jitter()
+            .without_max_times();
         watcher(self.api.clone(), self.config.clone())
-            .default_backoff()
+            .backoff(ExponentialBackoff::from(backoff))
             .boxed()
     }
 
