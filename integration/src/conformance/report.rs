@@ -9,7 +9,8 @@ use super::verdict::{Judged, Like, Verdict};
 const HEAD: &str = "# Conformance
 
 What this project's kube-proxy makes of the same objects as upstream's %UPSTREAM%, in modes ipvs and nftables.
-`cargo xtask conformance --write-report` has written this file; `cargo xtask conformance` checks that it is up to date.
+`cargo xtask conformance --write-report` has written this file. What is up to chance in it, such as which of two allowed answers came, may differ in
+the next run; a fault may not be.
 
 After each step of a scenario everybody asks everybody: a pod that serves nothing (`visitor`), one that does (`local-N`), a pod of
 another node (`remote-N`), the node itself (`node`), another node (`peer`) and a machine outside the cluster (`outside`) ask every address
