@@ -17,8 +17,8 @@ use crate::userland::Userland;
 
 /// A guest that is about to run one command.
 ///
-/// It has 2 processors (one where it is emulated), 3 GiB of memory, the address 10.0.2.15/24 on `eth0`, and reaches the host's loopback as
-/// 10.0.2.2. The command starts in `/root`, with nothing on its standard input.
+/// It has 2 processors (one where it is emulated), 3 GiB of memory, the address 10.0.2.15/24 on `eth0`, and reaches
+/// the host's loopback as 10.0.2.2. The command starts in `/root`, with nothing on its standard input.
 #[derive(Debug)]
 pub struct Guest {
     lab: Lab,

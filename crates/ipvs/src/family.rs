@@ -28,7 +28,8 @@ impl Family {
         }
     }
 
-    pub(crate) const fn from_number(number: u16) -> Option<Self> {
+    /// The family that the kernel means by `AF_INET` or `AF_INET6`.
+    pub const fn from_number(number: u16) -> Option<Self> {
         match number {
             2 => Some(Self::Inet),
             10 => Some(Self::Inet6),

@@ -103,8 +103,8 @@ pub enum ProcForwarding {
 }
 
 impl ProcService {
-    /// The key by which netlink knows the service. The family of a service by fwmark is that of its destinations, except that a tunnel may
-    /// lead to the other family: `None` if there is no destination to tell by.
+    /// The key by which netlink knows the service. The family of a service by fwmark is that of its destinations,
+    /// except that a tunnel may lead to the other family: `None` if there is no destination to tell by.
     pub fn service_key(&self) -> Option<ServiceKey> {
         match self.key {
             ProcKey::Address(address, protocol) => Some(ServiceKey::address(address, protocol)),

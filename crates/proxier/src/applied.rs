@@ -41,7 +41,8 @@ impl Applied {
     /// What was read from the kernel.
     ///
     /// A virtual server is ours if the kernel's own records say so: its address is on kube-ipvs0, an element of
-    /// our nftables maps names it, or its firewall mark is one of ours. On the excluded CIDRs nothing is ours until a Service wants it.
+    /// our nftables maps names it, or its firewall mark is one of ours. On the excluded CIDRs nothing is ours
+    /// until a Service wants it.
     pub fn new(observed: Observed, excluded: &[IpNet]) -> Self {
         let mut applied = Self {
             excluded: excluded.to_vec(),
@@ -89,11 +90,8 @@ impl Applied {
     /// The firewall marks of virtual servers that have one.
     pub(crate) fn marks(&self) -> impl Iterator<Item = (ServiceKey, u32)> {
         self.elements.iter().filter_map(|(key, elements)| {
-            let mark = elements.iter().find_map(|element| match element {
-                Element::Mark(_, mark) => Some(*mark),
-                _ => None,
-            });
-            Some((key.server()?, mark?))
+            let mark = elements.iter().find_map(Element::mark)?;
+            Some((key.server()?, mark))
         })
     }
 

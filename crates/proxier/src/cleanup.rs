@@ -1,5 +1,5 @@
-//! The removal of all that this proxier, or upstream's in any mode, has programmed (F4). What others have made stays, and
-//! so do sysctls and timeouts, whose values of before nobody knows.
+//! The removal of all that this proxier, or upstream's in any mode, has programmed (F4). What others have made stays,
+//! and so do sysctls and timeouts, whose values of before nobody knows.
 
 use std::{fmt, net::IpAddr, path::Path};
 

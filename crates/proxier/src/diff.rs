@@ -141,26 +141,22 @@ impl Phases {
                 None => create(service, real_servers, circumstances, commands),
             }
         }
-        let marks = applied.elements(&key).iter().filter_map(|element| match element {
-            Element::Mark(_, mark) => Some(*mark),
-            _ => None,
-        });
+        let marks = applied.elements(&key).iter().filter_map(Element::mark);
         let unwanted: Set<_> = marks
             .chain(wanted.mark(&server))
             .map(by_mark)
             .chain([server])
             .filter(|has| !wants.iter().flatten().any(|(service, _)| service.key == *has))
             .collect();
+        let protocol = server.protocol();
+        let waited_for = protocol.is_none_or(|protocol| protocol == Protocol::Tcp && frontend.is_some());
         for unwanted in unwanted {
             let Some(has) = applied.servers.get(&unwanted).filter(|has| has.ours) else {
                 continue;
             };
             let commands = |command| push(&mut self.servers, key, command);
-            match (unwanted, server.protocol()) {
-                (ServiceKey::Fwmark { .. }, None) => wind_down(unwanted, has, circumstances, commands),
-                (ServiceKey::Fwmark { .. }, Some(Protocol::Tcp)) if frontend.is_some() => {
-                    wind_down(unwanted, has, circumstances, commands);
-                }
+            match unwanted {
+                ServiceKey::Fwmark { .. } if waited_for => wind_down(has, circumstances, commands),
                 _ => push(&mut self.servers, key, Command::DelService(unwanted)),
             }
         }
@@ -242,21 +238,17 @@ fn edit(
 
 /// What a virtual server by firewall mark becomes when its Service stays and nothing is marked for it any more: the
 /// connections through it go on, and it goes with the last of them (A2).
-fn wind_down(key: ServiceKey, has: &Server, circumstances: Circumstances<'_>, mut add: impl FnMut(Command)) {
+fn wind_down(has: &Server, circumstances: Circumstances<'_>, mut add: impl FnMut(Command)) {
+    let key = has.service.key;
+    let drained = |address: &SocketAddr| circumstances.drained.contains(&(key, *address));
+    if has.destinations.keys().all(drained) {
+        return add(Command::DelService(key));
+    }
     let nothing = RealServers {
         usable: Map::default(),
         leaving: Some(has.destinations.keys().map(SocketAddr::ip).collect()),
     };
-    let mut commands = Vec::new();
-    edit(&has.service, &nothing, has, circumstances, |command| {
-        commands.push(command)
-    });
-    let ended = |command: &Command| matches!(command, Command::DelDestination(..));
-    if commands.len() == has.destinations.len() && commands.iter().all(ended) {
-        add(Command::DelService(key));
-    } else {
-        commands.into_iter().for_each(add);
-    }
+    edit(&has.service, &nothing, has, circumstances, add);
 }
 
 fn destination((address, weight): &(SocketAddr, u32)) -> Destination {

@@ -63,9 +63,9 @@ impl Draining {
         self.drained.retain(|server| quiescent.contains(server));
     }
 
-    /// Given the connections that each real server has, returns the virtual servers of which some have
-    /// drained: because they have none, or because their virtual server's `timeout` is over. One that is not listed is waited for: a
-    /// listing may miss what others' changes hide from it.
+    /// Given the connections that each real server has, returns the virtual servers of which some have drained:
+    /// because they have none, or because their virtual server's `timeout` is over. One that is not listed is waited
+    /// for: a listing may miss what others' changes hide from it.
     pub(crate) fn look(
         &mut self,
         connections: &HashMap<RealServer, u64>,

@@ -18,7 +18,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Endpoints<'a> {
     by_address: Map<SocketAddr, Candidate<'a>>,
-    pods: Set<IpAddr>,
+    /// The pods in slices that do not have the port.
+    without_port: Vec<IpAddr>,
 }
 
 /// An endpoint, as far as the choice depends on it.
@@ -87,15 +88,18 @@ impl<'a> Endpoints<'a> {
         family: Family,
         node: &str,
     ) -> Self {
-        let (mut candidates, mut pods) = (Vec::new(), Vec::new());
+        let (mut candidates, mut without_port) = (Vec::new(), Vec::new());
         for slice in slices {
             let of_family = || slice.endpoints.iter().filter(|e| Family::of(e.address) == family);
-            pods.extend(of_family().map(|endpoint| endpoint.address));
-            let numbers = slice
+            let mut numbers = slice
                 .ports
                 .iter()
                 .filter(|p| p.name == port.name && p.protocol == port.protocol)
-                .map(|p| p.port);
+                .map(|p| p.port)
+                .peekable();
+            if numbers.peek().is_none() {
+                without_port.extend(of_family().map(|endpoint| endpoint.address));
+            }
             for number in numbers {
                 for endpoint in of_family() {
                     let address = SocketAddr::new(endpoint.address, number.get());
@@ -107,13 +111,15 @@ impl<'a> Endpoints<'a> {
         candidates.sort_by(|(a, of_a), (b, of_b)| a.cmp(b).then_with(|| of_a.rank().cmp(&of_b.rank())));
         Self {
             by_address: candidates.into_iter().collect(),
-            pods: pods.into_iter().collect(),
+            without_port,
         }
     }
 
-    /// Every pod that the slices name, whatever its condition, and whether or not it has the port.
-    pub(crate) fn pods(&self) -> &Set<IpAddr> {
-        &self.pods
+    /// Every pod that the slices name, whatever its condition, and whether or not it has the port; one may come
+    /// several times.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = IpAddr> {
+        let with_port = self.by_address.keys().map(SocketAddr::ip);
+        with_port.chain(self.without_port.iter().copied())
     }
 
     /// The addresses of the pods on our node.

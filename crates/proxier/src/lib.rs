@@ -12,9 +12,9 @@
 //!   -> applied  what the kernel is known to hold, updated by results only
 //! ```
 //!
-//! Whoever reads [`plan`] learns what a Service means; whoever reads a driver in [`kernel`] learns what the
-//! kernel wants. An agent that has its own source of Services sends [`model::Change`]s to a
-//! [`Reconciler`], which tells of its work in [`report::Report`]s; one that only wants to know what would be programmed uses a [`Planner`].
+//! Whoever reads [`plan`] learns what a Service means; whoever reads a driver in [`kernel`] learns what the kernel
+//! wants. An agent that has its own source of Services sends [`model::Change`]s to a [`Reconciler`], which tells of
+//! its work in [`report::Report`]s; one that only wants to know what would be programmed uses a [`Planner`].
 
 pub mod accounting;
 mod applied;

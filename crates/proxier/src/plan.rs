@@ -419,7 +419,7 @@ impl RealServers {
         // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
         let leaving = (protocol == Protocol::Tcp).then(|| {
             let chosen: Set<_> = chosen.iter().map(SocketAddr::ip).collect();
-            endpoints.pods().difference(&chosen).copied().collect()
+            endpoints.pods().filter(|pod| !chosen.contains(pod)).collect()
         });
         let overrides = service.overrides.as_deref();
         let weight = |address: SocketAddr| overrides.map_or(1, |overrides| overrides.weight(address.ip()));

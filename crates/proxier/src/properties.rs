@@ -209,7 +209,7 @@ impl Node {
     fn settled(&self) -> State {
         let mut state = self.kernel.clone();
         state.log.clear();
-        let marks: HashSet<_> = state.elements.iter().filter_map(mark_of).collect();
+        let marks: HashSet<_> = state.elements.iter().filter_map(Element::mark).collect();
         state.servers.retain(|key, _| match key {
             ServiceKey::Address { .. } => true,
             ServiceKey::Fwmark { mark, .. } => marks.contains(mark),
@@ -231,20 +231,12 @@ impl Node {
             .map(|(key, _)| match key {
                 ServiceKey::Address { .. } => (None, Some(*key)),
                 ServiceKey::Fwmark { mark, .. } => {
-                    let named =
-                        |element: &&Element| matches!(element, Element::Mark(_, other) if other == mark);
+                    let named = |element: &&Element| element.mark() == Some(*mark);
                     let element = state.elements.iter().find(named).copied();
                     (element.map(|element| renamed(element, 0)), None)
                 }
             })
             .collect()
-    }
-}
-
-fn mark_of(element: &Element) -> Option<u32> {
-    match element {
-        Element::Mark(_, mark) => Some(*mark),
-        _ => None,
     }
 }
 
@@ -259,7 +251,7 @@ fn renamed(element: Element, mark: u32) -> Element {
 /// The state with firewall marks numbered in the order of their virtual servers: which mark one gets depends on
 /// its history.
 fn renumbered(state: State) -> State {
-    let marks: BTreeMap<u32, u32> = state.elements.iter().filter_map(mark_of).zip(1..).collect();
+    let marks: BTreeMap<u32, u32> = state.elements.iter().filter_map(Element::mark).zip(1..).collect();
     let elements = state.elements.into_iter().map(|element| match element {
         Element::Mark(_, mark) => renamed(element, marks[&mark]),
         other => other,

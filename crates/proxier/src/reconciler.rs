@@ -345,7 +345,8 @@ impl<K: Kernel> Reconciler<K> {
         self.tell(Report::Sync(sync));
     }
 
-    /// Leaves nothing of another kube-proxy's in force; what cannot be removed now is tried again at the next verification.
+    /// Leaves nothing of another kube-proxy's in force; what cannot be removed now is tried again at the next
+    /// verification.
     async fn take_over(&mut self) {
         match self.kernel.take_over().await {
             Ok(()) => self.taken_over = true,

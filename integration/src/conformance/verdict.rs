@@ -84,7 +84,7 @@ pub fn judge(scenario: &Scenario, number: usize, ours: &Observation, recorded: &
             continue;
         };
         let upstream = Upstream {
-            nftables: at_primary(&probe, &nodes, recorded).unwrap_or(upstream.nftables),
+            nftables: at_primary(&probe, upstream, &nodes, recorded).unwrap_or(upstream.nftables),
             ..upstream
         };
         let better = wanted.get(&probe).copied();
@@ -162,7 +162,12 @@ pub fn judge(scenario: &Scenario, number: usize, ours: &Observation, recorded: &
 
 /// Mode nftables has node ports at the node's primary addresses only, by default. What it answers there is what it
 /// would answer at the others.
-fn at_primary<'a>(probe: &Probe, nodes: &BTreeSet<IpAddr>, recorded: &'a RecordedStep) -> Option<&'a str> {
+fn at_primary<'a>(
+    probe: &Probe,
+    upstream: Upstream<'_>,
+    nodes: &BTreeSet<IpAddr>,
+    recorded: &'a RecordedStep,
+) -> Option<&'a str> {
     let (protocol, server) = probe.target.split_once(' ')?;
     let server: SocketAddr = server.parse().ok()?;
     let primary: IpAddr = match server.ip() {
@@ -173,7 +178,7 @@ fn at_primary<'a>(probe: &Probe, nodes: &BTreeSet<IpAddr>, recorded: &'a Recorde
         target: format!("{protocol} {}", SocketAddr::new(primary, server.port())),
         client: probe.client.clone(),
     };
-    let refused = recorded.answers(probe)?.nftables == Failure::Refused.to_string();
+    let refused = upstream.nftables == Failure::Refused.to_string();
     let answer = recorded.answers(&there)?.nftables;
     (nodes.contains(&server.ip()) && refused).then_some(answer)
 }

@@ -1,4 +1,5 @@
-//! Commands and questions as messages. Commands come by the ten thousand, so nothing is allocated on the way into the datagram.
+//! Commands and questions as messages. Commands come by the ten thousand, so nothing is allocated on the way into the
+//! datagram.
 
 use std::net::IpAddr;
 

@@ -350,15 +350,15 @@ impl NetlinkDeserializable for Told {
     fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
         const RTM_DELLINK: u16 = 17;
         const AF_UNSPEC: u8 = 0;
-        const AF_INET: u8 = 2;
-        const AF_INET6: u8 = 10;
         match (header.message_type, payload) {
             // struct ifinfomsg. A link that leaves a bridge is told of with family AF_BRIDGE.
             (RTM_DELLINK, &[AF_UNSPEC, _, _, _, a, b, c, d, ..]) => {
                 Ok(Self::LinkGone(u32::from_ne_bytes([a, b, c, d])))
             }
             // struct ifaddrmsg
-            (RTM_NEWADDR | RTM_DELADDR, &[AF_INET | AF_INET6, _, _, _, a, b, c, d, ref attributes @ ..]) => {
+            (RTM_NEWADDR | RTM_DELADDR, &[family, _, _, _, a, b, c, d, ref attributes @ ..])
+                if Family::from_number(family.into()).is_some() =>
+            {
                 let address = local_address(attributes)?;
                 Ok(address.map_or(Self::Other, |address| Self::Address {
                     link: u32::from_ne_bytes([a, b, c, d]),

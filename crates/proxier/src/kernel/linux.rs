@@ -134,8 +134,8 @@ impl Linux {
         })
     }
 
-    /// Does that part of [`prepare`](Self::prepare) for which programming may lack the privilege (F5): modules, sysctls,
-    /// timeouts, kube-ipvs0.
+    /// Does that part of [`prepare`](Self::prepare) for which programming may lack the privilege (F5): modules,
+    /// sysctls, timeouts, kube-ipvs0.
     ///
     /// # Errors
     ///

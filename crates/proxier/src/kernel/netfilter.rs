@@ -222,6 +222,14 @@ impl Element {
         }
     }
 
+    /// The firewall mark, if it names one.
+    pub(crate) fn mark(&self) -> Option<u32> {
+        match self {
+            Self::Mark(_, mark) => Some(*mark),
+            _ => None,
+        }
+    }
+
     fn set(&self) -> &'static str {
         match self {
             Self::Service(..) => SERVICES,

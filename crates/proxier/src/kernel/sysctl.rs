@@ -147,8 +147,9 @@ fn useful(name: impl Into<Cow<'static, str>>, value: u32) -> Sysctl {
     }
 }
 
-/// The settings of connection tracking as an operator has decided, on a node with so many processors. Nothing depends on
-/// them as long as the table is not full, and those of the limits cannot be written in a container's network namespace.
+/// The settings of connection tracking as an operator has decided, on a node with so many processors. Nothing depends
+/// on them as long as the table is not full, and those of the limits cannot be written in a container's network
+/// namespace.
 pub fn conntrack(config: &Conntrack, cpus: u32) -> Vec<Sysctl> {
     let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
     let max = config.max_per_core.map(|each| match each.saturating_mul(cpus) {
@@ -179,7 +180,8 @@ pub fn conntrack(config: &Conntrack, cpus: u32) -> Vec<Sysctl> {
     wanted.into_iter().filter_map(sysctl).collect()
 }
 
-/// Enlarges the hash table of connection tracking to a fourth of the entries that it is to hold, if it has fewer buckets.
+/// Enlarges the hash table of connection tracking to a fourth of the entries that it is to hold, if it has fewer
+/// buckets.
 pub fn ensure_conntrack_buckets(sysctls: &[Sysctl]) {
     const FILE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
     let Some(max) = sysctls.iter().find(|sysctl| sysctl.name == CONNTRACK_MAX) else {

@@ -21,8 +21,8 @@ const NAT_PREFIXES: [&str; 6] = [
     "KUBE-SEP-",
 ];
 
-/// Whether a chain is of upstream's kube-proxy. kubelet's KUBE-FIREWALL (filter), KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT
-/// and KUBE-MARK-DROP are not.
+/// Whether a chain is of upstream's kube-proxy. kubelet's KUBE-FIREWALL (filter), KUBE-KUBELET-CANARY,
+/// KUBE-IPTABLES-HINT and KUBE-MARK-DROP are not.
 pub(super) fn is_upstreams(table: &str, chain: &str) -> bool {
     match table {
         "nat" => {

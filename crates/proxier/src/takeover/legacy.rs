@@ -1,5 +1,5 @@
-//! Upstream's chains in the tables of legacy iptables (xtables). They have no interface that a program could use without
-//! linking iptables' own code, so the host's tool has to do it: the only child process of this library.
+//! Upstream's chains in the tables of legacy iptables (xtables). They have no interface that a program could use
+//! without linking iptables' own code, so the host's tool has to do it: the only child process of this library.
 
 use std::{
     fmt::Write as _,

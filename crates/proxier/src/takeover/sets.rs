@@ -27,7 +27,8 @@ const NAMES: [&str; 17] = [
     "KUBE-IPVS-IPS",
 ];
 
-/// Those whose entries name virtual servers that may not be on kube-ipvs0, with the protocol where the entries have none.
+/// Those whose entries name virtual servers that may not be on kube-ipvs0, with the protocol where the entries have
+/// none.
 const RECORDS: [(&str, Option<Protocol>); 6] = [
     ("KUBE-EXTERNAL-IP", None),
     ("KUBE-EXTERNAL-IP-LOCAL", None),

@@ -252,9 +252,9 @@ impl Foreign {
 }
 
 impl Netfilter {
-    /// Admits endpoints' answers in the chain `FORWARD` of iptables (of the kind that uses nftables) where it would drop
-    /// them, and takes our rule back where it would not any more. Returns what else drops, or may drop, what Services
-    /// need.
+    /// Admits endpoints' answers in the chain `FORWARD` of iptables (of the kind that uses nftables) where it would
+    /// drop them, and takes our rule back where it would not any more. Returns what else drops, or may drop, what
+    /// Services need.
     ///
     /// The kernel is read only if something has changed.
     ///
@@ -277,8 +277,8 @@ impl Netfilter {
         Ok(drops.chain(legacy_tables()).collect())
     }
 
-    /// Makes certain that `FORWARD` of iptables (of the kind that uses nftables) admits endpoints' answers as it is now,
-    /// whatever notifications have told.
+    /// Makes certain that `FORWARD` of iptables (of the kind that uses nftables) admits endpoints' answers as it is
+    /// now, whatever notifications have told.
     ///
     /// # Errors
     ///

@@ -136,10 +136,7 @@ impl NetlinkDeserializable for Elements {
 fn read_elements(payload: &[u8]) -> Option<Vec<Element>> {
     // struct nfgenmsg
     let ([family, _, _, _], message) = payload.split_first_chunk()?;
-    let families = [Family::Inet, Family::Inet6];
-    let family = families
-        .into_iter()
-        .find(|known| known.number() == u16::from(*family))?;
+    let family = Family::from_number((*family).into())?;
     let set = find(message, NFTA_SET_ELEM_LIST_SET)?.strip_suffix(&[0])?;
     let read: fn(&Listed<'_>) -> Option<Element> = match std::str::from_utf8(set).ok()? {
         SERVICES => |element| Some(Element::Service(element.frontend()?, element.treatment()?)),
@@ -218,21 +215,13 @@ fn read_frontend(key: &[u8], family: Family) -> Option<(Frontend, &[u8])> {
 
 /// The network from one address to another, if they are the ends of one.
 fn range(first: IpAddr, last: IpAddr) -> Option<IpNet> {
-    let differ = octets(first)
-        .iter()
-        .zip(octets(last))
-        .map(|(a, b)| (a ^ b).count_ones())
-        .sum::<u32>();
-    let length = octets(first).len() as u32 * 8 - differ;
+    let length = match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
+        (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits() ^ last.to_bits()).leading_zeros(),
+        _ => return None,
+    };
     let range = IpNet::new(first, u8::try_from(length).ok()?).ok()?;
     (range.network() == first && range.broadcast() == last).then_some(range)
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }
 
 fn read_address(key: &[u8], family: Family) -> Option<(IpAddr, &[u8])> {
