@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -121,7 +122,7 @@ fn order(control: SocketAddr, order: Order) -> Result<()> {
 pub struct Uplink {
     client: Client,
     control: SocketAddr,
-    arrivals: Arrivals,
+    answers: Answers,
     _forwards: [Forward; 2],
 }
 
@@ -147,14 +148,14 @@ impl Uplink {
         let kubeconfig = std::fs::read_to_string(kubeconfig).path("read", kubeconfig)?;
         let listen =
             || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context(|| "listen on the loopback".into());
-        let arrivals = Arrivals::default();
+        let answers = Answers::default();
         Ok(Self {
             control: (HOST_OF_GUEST, self::port(CONTROL)?).into(),
             _forwards: [
-                Forward::start(listen()?, server, Arrivals::default())?,
-                Forward::start(node.enter(listen)?, server, arrivals.clone())?,
+                Forward::start(listen()?, server, Answers::default())?,
+                Forward::start(node.enter(listen)?, server, answers.clone())?,
             ],
-            arrivals,
+            answers,
             client: Client::new(&kubeconfig)?,
         })
     }
@@ -176,7 +177,13 @@ impl Uplink {
     /// What the server says to the programs in the node's namespace.
     #[must_use]
     pub fn arrivals(&self) -> &Arrivals {
-        &self.arrivals
+        &self.answers.arrivals
+    }
+
+    /// Lets nothing that the server says through the connections that there are reach the node's namespace any more. All
+    /// that is sent on them is acknowledged, and new ones are as good as ever.
+    pub fn silence(&self) {
+        self.answers.silences.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Has the host make the objects of a load, as far as they are not there.
@@ -246,17 +253,43 @@ impl Arrivals {
     }
 }
 
-/// A reader that takes note of the time when there is something to read.
-struct Noted<R> {
-    reader: R,
+/// What becomes of the server's answers.
+#[derive(Debug, Clone, Default)]
+struct Answers {
     arrivals: Arrivals,
+    /// How often the connections of the time were silenced.
+    silences: Arc<AtomicUsize>,
 }
 
-impl<R: Read> Read for Noted<R> {
+impl Answers {
+    /// Reads what the server says on a new connection.
+    fn of<R: Read>(&self, server: R) -> impl Read + use<R> {
+        Answer {
+            silences: self.silences.load(Ordering::Relaxed),
+            answers: self.clone(),
+            server,
+        }
+    }
+}
+
+/// What the server says on a connection.
+struct Answer<R> {
+    server: R,
+    answers: Answers,
+    /// Those from before the connection.
+    silences: usize,
+}
+
+impl<R: Read> Read for Answer<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.reader.read(buffer)?;
-        self.arrivals.note();
-        Ok(read)
+        loop {
+            let read = self.server.read(buffer)?;
+            let silenced = self.answers.silences.load(Ordering::Relaxed) > self.silences;
+            if read == 0 || !silenced {
+                self.answers.arrivals.note();
+                return Ok(read);
+            }
+        }
     }
 }
 
@@ -270,7 +303,7 @@ struct Forward {
 }
 
 impl Forward {
-    fn start(listener: TcpListener, to: SocketAddr, arrivals: Arrivals) -> Result<Self> {
+    fn start(listener: TcpListener, to: SocketAddr, answers: Answers) -> Result<Self> {
         let (stopped, stop) = pipe().context(|| "make a pipe".into())?;
         let thread = thread::spawn(move || {
             loop {
@@ -285,7 +318,7 @@ impl Forward {
                 }
                 // Where the server is away, the client finds its connection closed.
                 if let Ok((client, _)) = listener.accept() {
-                    let _ = TcpStream::connect(to).and_then(|server| join(client, server, &arrivals));
+                    let _ = TcpStream::connect(to).and_then(|server| join(client, server, &answers));
                 }
             }
         });
@@ -307,11 +340,8 @@ impl Drop for Forward {
 }
 
 /// Copies between two connections until both have ended.
-fn join(client: TcpStream, server: TcpStream, arrivals: &Arrivals) -> io::Result<()> {
-    let answers = Noted {
-        reader: server.try_clone()?,
-        arrivals: arrivals.clone(),
-    };
+fn join(client: TcpStream, server: TcpStream, answers: &Answers) -> io::Result<()> {
+    let answers = answers.of(server.try_clone()?);
     copy(client.try_clone()?, server);
     copy(answers, client);
     Ok(())
@@ -334,7 +364,7 @@ mod tests {
         let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let (server, entry) = (listen(), listen());
         let at = entry.local_addr().unwrap();
-        let forward = Forward::start(entry, server.local_addr().unwrap(), Arrivals::default()).unwrap();
+        let forward = Forward::start(entry, server.local_addr().unwrap(), Answers::default()).unwrap();
         let echo = thread::spawn(move || {
             let (mut connection, _) = server.accept().unwrap();
             let mut said = String::new();
@@ -353,6 +383,35 @@ mod tests {
         assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
         drop(forward);
         assert!(TcpStream::connect(at).is_err());
+    }
+
+    #[test]
+    fn a_silenced_connection_takes_all_and_says_nothing() {
+        let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (server, entry) = (listen(), listen());
+        let at = entry.local_addr().unwrap();
+        let answers = Answers::default();
+        let _forward = Forward::start(entry, server.local_addr().unwrap(), answers.clone()).unwrap();
+        let connect = || {
+            let mut ends = (TcpStream::connect(at).unwrap(), server.accept().unwrap().0);
+            ends.1.write_all(b"?").unwrap();
+            ends.0.read_exact(&mut [0]).unwrap();
+            ends
+        };
+        let mut old = connect();
+        answers.silences.fetch_add(1, Ordering::Relaxed);
+        let mut new = connect();
+        for (client, server) in [&mut old, &mut new] {
+            client.write_all(b"hello").unwrap();
+            server.read_exact(&mut [0; 5]).unwrap();
+            server.write_all(b"hello").unwrap();
+            server.shutdown(Shutdown::Write).unwrap();
+        }
+        let said = |mut client: TcpStream| {
+            let mut said = String::new();
+            client.read_to_string(&mut said).map(|_| said).unwrap()
+        };
+        assert_eq!([said(old.0), said(new.0)], ["", "hello"]);
     }
 
     #[test]

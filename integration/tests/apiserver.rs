@@ -546,22 +546,42 @@ fn f6_connections_that_hear_nothing_any_more_are_replaced() -> Result<()> {
              nft add element inet lost connections \"{{ ${{local##*:}} }}\"
          done"
     ))?;
-    let lost = Instant::now();
-    watched.apply(20, &[&pod])?;
-    loop {
-        match watched.cluster.expect_server("-A -t 10.96.0.20:80 -s rr") {
-            Ok(()) => break,
-            Err(_) if lost.elapsed() < Duration::from_secs(60) => {}
-            Err(error) => return Err(error),
-        }
-    }
+    expect_news_within_a_minute(&watched, &pod)?;
     let dropped = node.shell("nft list chain inet lost output")?;
     let is_lost = |rule: &str| rule.contains(" counter ") && !rule.contains(" packets 0 ");
     assert!(dropped.lines().any(is_lost), "{dropped}");
+    Ok(())
+}
+
+/// F6: and so do connections to an API server, or to a load balancer before it, that takes all and says nothing.
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn f6_connections_that_are_only_acknowledged_are_replaced() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let pod = watched.cluster.node().pod("web-1", 11, TCP_8080)?;
+    watched.apply(10, &[&pod])?;
+    watched.start()?;
+    watched.uplink.silence();
+    let took = expect_news_within_a_minute(&watched, &pod)?;
     assert!(
-        lost.elapsed() < Duration::from_secs(60),
-        "it took {:?}",
-        lost.elapsed()
+        took > Duration::from_secs(15),
+        "nobody was silenced: it took {took:?}"
     );
     Ok(())
+}
+
+/// Makes the Service with number 20, and waits until kube-proxy has heard of it.
+fn expect_news_within_a_minute(watched: &Watched, pod: &Pod) -> Result<Duration> {
+    let begin = Instant::now();
+    watched.apply(20, &[pod])?;
+    loop {
+        match watched.cluster.expect_server("-A -t 10.96.0.20:80 -s rr") {
+            Ok(()) => break,
+            Err(_) if begin.elapsed() < Duration::from_secs(60) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(60), "it took {took:?}");
+    Ok(took)
 }

@@ -1,8 +1,11 @@
 //! The client for the API server.
 //!
-//! It asks for a handful of watches, so `clientConnection.qps` and `burst` have nothing to limit. A connection whose
-//! other end is gone is noticed by the kernel within [`LOST`], also if nothing is sent on it, and an API server that
-//! hangs by the bookmarks that do not come (F6).
+//! It asks for a handful of watches, so `clientConnection.qps` and `burst` have nothing to limit. With HTTP/2, which API
+//! servers speak unless it was turned off, all of them share one connection.
+//!
+//! Who follows an API server that says nothing looks well and is out of date (F6). Three watch over that: the kernel, for
+//! an other end that is gone ([`LOST`]); HTTP/2's pings, for one that takes what is sent and does not answer ([`IDLE`],
+//! [`PONG`]); and the bookmarks of each watch, for one that forgets it ([`SILENT`]).
 
 use std::{
     path::{Path, PathBuf},
@@ -15,17 +18,19 @@ use hyper::{
     Request,
     header::{HeaderValue, USER_AGENT},
 };
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use kube::{
     Client, Config,
     client::{Body, ClientBuilder, ConfigExt},
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use tower::{BoxError, ServiceBuilder, service_fn};
+use tower::{ServiceBuilder, ServiceExt, service_fn};
+use tower_http::timeout::ResponseBodyTimeoutLayer;
 use tracing::info;
 
 use crate::metrics::{self, Metrics};
@@ -35,7 +40,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// When an idle connection is first probed, and how long the other end may leave anything unacknowledged.
 const PROBE: Duration = Duration::from_secs(15);
 const LOST: Duration = Duration::from_secs(30);
-/// How long the API server may be silent. It sends a bookmark on every watch about once a minute.
+/// When an idle HTTP/2 connection is first pinged, and how long the answer may take.
+const IDLE: Duration = Duration::from_secs(30);
+const PONG: Duration = Duration::from_secs(15);
+/// How long an answer may be interrupted. The API server sends a bookmark on every watch about once a minute.
 const SILENT: Duration = Duration::from_secs(130);
 
 /// Why no API server can be asked.
@@ -51,6 +59,8 @@ pub(crate) enum Error {
     Master(String),
     #[error("the API server cannot be spoken to through the proxy {0}")]
     Proxy(hyper::Uri),
+    #[error("--kubeconfig: tls-server-name {0:?} is neither a name nor an address")]
+    ServerName(String),
     #[error("no client for the API server: {0}")]
     Client(#[from] kube::Error),
 }
@@ -78,16 +88,32 @@ pub(crate) async fn connect(
     tcp.set_keepalive(Some(PROBE));
     tcp.set_keepalive_interval(Some(PROBE / 3));
     tcp.set_tcp_user_timeout(Some(LOST));
-    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    let mut tls = HttpsConnectorBuilder::new()
+        .with_tls_config(config.rustls_client_config()?)
+        .https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let parsed = name.clone().try_into();
+        let parsed = parsed.map_err(|_| Error::ServerName(name.clone()))?;
+        tls = tls.with_server_name_resolver(FixedServerNameResolver::new(parsed));
+    }
+    let mut connector = TimeoutConnector::new(tls.enable_all_versions().wrap_connector(tcp));
     connector.set_connect_timeout(Some(CONNECT));
-    connector.set_read_timeout(Some(SILENT));
-    let transport = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let client = legacy::Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(IDLE)
+        .http2_keep_alive_timeout(PONG)
+        .http2_keep_alive_while_idle(true)
+        .build(connector);
+    let transport = ServiceBuilder::new()
+        .layer(ResponseBodyTimeoutLayer::new(SILENT))
+        .timeout(SILENT)
+        .service(client);
     let measured = service_fn(move |request: Request<Body>| {
         let (transport, metrics) = (transport.clone(), metrics.clone());
         async move {
             let (method, uri) = (request.method().clone(), request.uri().clone());
             let begin = Instant::now();
-            let result = transport.request(request).await;
+            let result = transport.oneshot(request).await;
             let host = uri.authority().map_or("", |authority| authority.as_str());
             // As upstream calls a request that has no answer.
             let status = result.as_ref().map(|response| response.status());
@@ -110,7 +136,6 @@ pub(crate) async fn connect(
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
-        .map_err(BoxError::from)
         .service(measured);
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
