@@ -129,6 +129,26 @@ impl Client {
         objects.iter().try_for_each(|object| self.delete_one(object))
     }
 
+    /// A token of a ServiceAccount, which is good for as long as a Secret exists, both in the namespace `default`.
+    ///
+    /// # Errors
+    /// There is no such ServiceAccount or Secret.
+    pub fn token(&self, account: &str, secret: &str) -> Result<String> {
+        let action = || format!("ask for a token of {account}");
+        let request = json!({"spec": {
+            "audiences": [],
+            "boundObjectRef": {"kind": "Secret", "apiVersion": "v1", "name": secret},
+        }});
+        let path = format!("/api/v1/namespaces/default/serviceaccounts/{account}/token");
+        let request = http::Request::post(path).body(request.to_string().into_bytes());
+        let answer = self
+            .runtime
+            .block_on(self.client.request::<Value>(request.api(action())?));
+        let answer = answer.api(action())?;
+        let token = answer.pointer("/status/token").and_then(Value::as_str);
+        token.map(str::to_owned).ok_or("no token").api(action())
+    }
+
     /// All events.
     ///
     /// # Errors

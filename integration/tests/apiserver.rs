@@ -1,5 +1,7 @@
 //! The main job with a real API server: what it says, the kernel does, also after the server was away.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -54,16 +56,22 @@ impl Watched {
 
     /// Starts kube-proxy with a kubeconfig, and waits until it has said this.
     fn start_with(&mut self, kubeconfig: &str, says: &str) -> Result<()> {
-        let flags = [
-            "--kubeconfig",
-            kubeconfig,
+        self.start_command(
+            Command::new("kube-proxy").args(["--kubeconfig", kubeconfig]),
+            says,
+        )
+    }
+
+    /// The same, with a command for which the lab has flags, too.
+    fn start_command(&mut self, command: &mut Command, says: &str) -> Result<()> {
+        command.args([
             "--hostname-override=node",
             "--cluster-cidr",
             CLUSTER_CIDRS,
             "-v=4",
-        ];
+        ]);
         let log = self.cluster.new_log();
-        let kube_proxy = KubeProxy::start(&self.cluster.node().namespace, &flags, &log)?;
+        let kube_proxy = KubeProxy::start_command(&self.cluster.node().namespace, command, &log)?;
         self.kube_proxy.insert(kube_proxy).wait_for(says)
     }
 
@@ -524,6 +532,54 @@ fn all_kinds_of_credentials_that_a_kubeconfig_may_have_are_shown() -> Result<()>
         watched.start_with(path.to_str().unwrap(), says)?;
     }
     Ok(())
+}
+
+/// In a Pod, as with a kubeconfig's tokenFile: the kubelet replaces the token long before it is good no more.
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn a_token_that_is_replaced_is_used_without_a_restart() -> Result<()> {
+    const DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+    let mut watched = Watched::new()?;
+    watched
+        .api()
+        .apply("{apiVersion: v1, kind: ServiceAccount, metadata: {name: kube-proxy}}")?;
+    let token_while = |secret: &str| {
+        let object = format!("{{apiVersion: v1, kind: Secret, metadata: {{name: {secret}}}}}");
+        watched.api().apply(&object)?;
+        let token = watched.api().token("kube-proxy", secret)?;
+        Ok::<_, integration::Error>((object, token))
+    };
+    let ((secret, first), (_, second)) = (token_while("first")?, token_while("second")?);
+
+    let lab: Value = serde_json::from_str(&fs::read_to_string(KUBECONFIG).unwrap()).unwrap();
+    let authority = lab["clusters"][0]["cluster"]["certificate-authority-data"].as_str();
+    fs::create_dir_all(DIRECTORY).unwrap();
+    let write = |name: &str, content: &[u8]| {
+        let [new, path] = ["..new", name].map(|name| Path::new(DIRECTORY).join(name));
+        fs::write(&new, content).unwrap();
+        fs::rename(new, path).unwrap();
+    };
+    write("ca.crt", &BASE64_STANDARD.decode(authority.unwrap()).unwrap());
+    write("namespace", b"default");
+    write("token", format!("{first}\n").as_bytes());
+    let port = watched.uplink.port()?.to_string();
+    let mut command = Command::new("kube-proxy");
+    command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1");
+    command.env("KUBERNETES_SERVICE_PORT", &port);
+    watched.start_command(&mut command, "in sync")?;
+
+    write("token", second.as_bytes());
+    watched.api().delete(&secret)?;
+    // Every watch has to begin anew.
+    watched.uplink.kill_server()?;
+    watched.uplink.resume_server()?;
+    let status = |token: &str| {
+        let request = format!("-k -H 'Authorization: Bearer {token}' https://127.0.0.1:{port}/version");
+        get(&watched, &request).map(|(status, _)| status)
+    };
+    assert_eq!([status(&first)?, status(&second)?], ["401", "200"]);
+    watched.apply(10, &[])?;
+    watched.expect("-A -t 10.96.0.10:80 -s rr")
 }
 
 /// F6: connections whose packets get lost look as if nothing happened.

@@ -8,20 +8,28 @@
 //! [`PONG`]); and the bookmarks of each watch, for one that forgets it ([`SILENT`]).
 
 use std::{
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use http_body_util::BodyExt;
 use hyper::{
     Request,
-    header::{HeaderValue, USER_AGENT},
+    body::Body as _,
+    header::{AUTHORIZATION, HeaderValue, USER_AGENT},
 };
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
-    client::legacy::{self, connect::HttpConnector},
+    client::legacy::{
+        self,
+        connect::{
+            HttpConnector,
+            dns::{GaiResolver, Name},
+        },
+    },
     rt::{TokioExecutor, TokioTimer},
 };
 use kube::{
@@ -29,11 +37,11 @@ use kube::{
     client::{Body, ClientBuilder, ConfigExt},
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use tower::{ServiceBuilder, ServiceExt, service_fn};
+use tower::{ServiceBuilder, ServiceExt, service_fn, util::MapRequestLayer};
 use tower_http::timeout::ResponseBodyTimeoutLayer;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 
 /// How long a connection, TLS included, may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -55,6 +63,8 @@ pub(crate) enum Error {
     NotInCluster(#[source] kube::config::InClusterError),
     #[error("--kubeconfig {}: {source}", path.display())]
     Kubeconfig { path: PathBuf, source: KubeconfigError },
+    #[error("the token of the API server's client, {}: {source}", path.display())]
+    Token { path: PathBuf, source: io::Error },
     #[error("--master {0:?} is not a URL such as https://10.0.0.1:6443")]
     Master(String),
     #[error("the API server cannot be spoken to through the proxy {0}")]
@@ -83,7 +93,28 @@ pub(crate) async fn connect(
     let name = concat!("kube-proxy/", env!("CARGO_PKG_VERSION"));
     config.headers.push((USER_AGENT, HeaderValue::from_static(name)));
 
-    let mut tcp = HttpConnector::new();
+    // As upstream has it, this token counts also where there is another one.
+    let token = config
+        .auth_info
+        .token_file
+        .take()
+        .map(TokenFile::new)
+        .transpose()?;
+    if token.is_some() {
+        config.auth_info.token = None;
+    }
+
+    let resolutions = metrics.clone();
+    let resolver = service_fn(move |name: Name| {
+        let metrics = resolutions.clone();
+        async move {
+            let begin = Instant::now();
+            let addresses = GaiResolver::new().oneshot(name.clone()).await;
+            metrics.note_resolution(name.as_str(), begin.elapsed());
+            addresses
+        }
+    });
+    let mut tcp = HttpConnector::new_with_resolver(resolver);
     tcp.enforce_http(false);
     tcp.set_keepalive(Some(PROBE));
     tcp.set_keepalive_interval(Some(PROBE / 3));
@@ -100,6 +131,8 @@ pub(crate) async fn connect(
     connector.set_connect_timeout(Some(CONNECT));
     let client = legacy::Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
+        // One that carries watches is in use, however long ago the last of them began.
+        .pool_idle_timeout(None)
         .http2_keep_alive_interval(IDLE)
         .http2_keep_alive_timeout(PONG)
         .http2_keep_alive_while_idle(true)
@@ -112,20 +145,18 @@ pub(crate) async fn connect(
         let (transport, metrics) = (transport.clone(), metrics.clone());
         async move {
             let (method, uri) = (request.method().clone(), request.uri().clone());
+            let size = request.body().size_hint().exact();
             let begin = Instant::now();
             let result = transport.oneshot(request).await;
-            let host = uri.authority().map_or("", |authority| authority.as_str());
             // As upstream calls a request that has no answer.
             let status = result.as_ref().map(|response| response.status());
             let code = status.as_ref().map_or("<error>", |status| status.as_str());
-            metrics.note_request(&method, host, code, begin.elapsed());
-            let heard = metrics.heard_of_watch(&uri);
+            metrics.note_request(&method, &uri, code, size, begin.elapsed());
             result.map(|response| {
                 response.map(|body| {
+                    let mut answer = metrics.answer(&method, &uri);
                     body.map_frame(move |frame| {
-                        if let Some(heard) = &heard {
-                            heard.set(metrics::seconds(SystemTime::now()));
-                        }
+                        answer.note(frame.data_ref().map_or(0, |data| data.len()));
                         frame
                     })
                 })
@@ -135,9 +166,49 @@ pub(crate) async fn connect(
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
+        .option_layer(token.map(|mut token| MapRequestLayer::new(move |request| token.authorize(request))))
         .layer(config.extra_headers_layer()?)
         .service(measured);
     Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+/// A file with a token that is replaced while we run, as the kubelet does with those of service accounts. Requests are
+/// few, so each reads it.
+#[derive(Clone)]
+struct TokenFile {
+    path: PathBuf,
+    /// What was read last.
+    header: HeaderValue,
+}
+
+impl TokenFile {
+    fn new(path: String) -> Result<Self, Error> {
+        let path = PathBuf::from(path);
+        match Self::header(&path) {
+            Ok(header) => Ok(Self { path, header }),
+            Err(source) => Err(Error::Token { path, source }),
+        }
+    }
+
+    fn header(path: &Path) -> io::Result<HeaderValue> {
+        let text = fs::read_to_string(path)?;
+        let token = text.trim();
+        if token.is_empty() {
+            return Err(io::Error::other("the file is empty"));
+        }
+        let mut header = HeaderValue::try_from(format!("Bearer {token}")).map_err(io::Error::other)?;
+        header.set_sensitive(true);
+        Ok(header)
+    }
+
+    fn authorize<B>(&mut self, mut request: Request<B>) -> Request<B> {
+        match Self::header(&self.path) {
+            Ok(header) => self.header = header,
+            Err(error) => warn!("{}: {error}; the last token goes on", self.path.display()),
+        }
+        request.headers_mut().insert(AUTHORIZATION, self.header.clone());
+        request
+    }
 }
 
 async fn configuration(kubeconfig: Option<&Path>, master: Option<&str>) -> Result<Config, Error> {
@@ -193,5 +264,25 @@ mod tests {
             message(None, Some("10.0.0.1:6443")).await,
             "--master \"10.0.0.1:6443\" is not a URL such as https://10.0.0.1:6443"
         );
+    }
+
+    #[test]
+    fn a_token_is_what_the_file_has_now_or_had_last() {
+        let path = std::env::temp_dir().join(format!("token-{}", std::process::id()));
+        let text = path.to_str().unwrap().to_owned();
+        assert!(matches!(TokenFile::new(text.clone()), Err(Error::Token { .. })));
+        fs::write(&path, "first\n").unwrap();
+        let mut token = TokenFile::new(text).unwrap();
+        let mut shown = |content: &str| {
+            fs::write(&path, content).unwrap();
+            let request = token.authorize(Request::new(()));
+            request.headers()[AUTHORIZATION].to_str().unwrap().to_owned()
+        };
+        assert_eq!(shown("second"), "Bearer second");
+        assert_eq!(shown(" "), "Bearer second");
+        assert_eq!(shown("third"), "Bearer third");
+        fs::remove_file(&path).unwrap();
+        let request = token.authorize(Request::new(()));
+        assert_eq!(request.headers()[AUTHORIZATION], "Bearer third");
     }
 }

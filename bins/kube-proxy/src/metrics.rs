@@ -12,8 +12,8 @@ use std::{
 use hyper::{Method, StatusCode, Uri};
 use ipvs::Family;
 use prometheus::{
-    Counter, CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, Opts, Registry, Result,
-    TextEncoder, core::Collector, exponential_buckets,
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, Opts, Registry,
+    Result, TextEncoder, core::Collector, exponential_buckets,
 };
 use proxier::{
     accounting::{Counters, ServicePortName},
@@ -35,8 +35,23 @@ use crate::{
 /// The type of what [`Metrics::render`] gives.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Upper bounds of requests to the API server; seconds.
+/// Upper bounds of requests to the API server; seconds. Name look-ups have all but the last.
 const REQUEST_SECONDS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1., 2., 4., 8., 15., 30., 60.];
+
+/// Upper bounds of what is sent to the API server and comes from there; bytes.
+const REQUEST_BYTES: [f64; 11] = [
+    64.,
+    256.,
+    512.,
+    1024.,
+    4096.,
+    16384.,
+    65536.,
+    262_144.,
+    1_048_576.,
+    4_194_304.,
+    16_777_216.,
+];
 
 /// All that is counted and measured. Threads share it.
 #[derive(Debug)]
@@ -60,6 +75,9 @@ pub(crate) struct Metrics {
     livez: CounterVec,
     requests: CounterVec,
     request_duration: HistogramVec,
+    request_size: HistogramVec,
+    response_size: HistogramVec,
+    resolution_duration: HistogramVec,
     heard: GaugeVec,
     kernel_duration: HistogramVec,
     operations: CounterVec,
@@ -218,6 +236,24 @@ impl Metrics {
                 "[ALPHA] Time until the API server began to answer a request.",
                 &["verb", "host"],
                 REQUEST_SECONDS.to_vec(),
+            )?,
+            request_size: families.histogram(
+                "rest_client_request_size_bytes",
+                "[ALPHA] Sizes of requests to the API server, watches apart.",
+                &["verb", "host"],
+                REQUEST_BYTES.to_vec(),
+            )?,
+            response_size: families.histogram(
+                "rest_client_response_size_bytes",
+                "[ALPHA] Sizes of the API server's answers, watches apart.",
+                &["verb", "host"],
+                REQUEST_BYTES.to_vec(),
+            )?,
+            resolution_duration: families.histogram(
+                "rest_client_dns_resolution_duration_seconds",
+                "[ALPHA] Time that it took to look up the API server's name.",
+                &["host"],
+                REQUEST_SECONDS.iter().copied().filter(|bound| *bound < 60.).collect(),
             )?,
             heard: families.gauges(
                 "ipvs_proxier_watch_heard_timestamp_seconds",
@@ -433,21 +469,83 @@ impl Metrics {
         self.livez.with_label_values(&[code.as_str()]).inc();
     }
 
-    /// Counts a request to the API server; `code` is a status or what stands for none.
-    pub(crate) fn note_request(&self, method: &Method, host: &str, code: &str, duration: Duration) {
-        self.requests
-            .with_label_values(&[code, method.as_str(), host])
-            .inc();
+    /// Counts a request to the API server; `code` is a status or what stands for none, `size` that of its body in bytes.
+    pub(crate) fn note_request(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        code: &str,
+        size: Option<u64>,
+        duration: Duration,
+    ) {
+        let (method, host) = (method.as_str(), host(uri));
+        self.requests.with_label_values(&[code, method, host]).inc();
         self.request_duration
-            .with_label_values(&[method.as_str(), host])
+            .with_label_values(&[method, host])
             .observe(duration.as_secs_f64());
+        if let Some(size) = size.filter(|_| watched(uri).is_none()) {
+            self.request_size
+                .with_label_values(&[method, host])
+                .observe(size as f64);
+        }
     }
 
-    /// The gauge for when something is heard on the watch that this asks for, if it asks for one.
-    pub(crate) fn heard_of_watch(&self, uri: &Uri) -> Option<Gauge> {
-        let is_watch = uri.query()?.split('&').any(|pair| pair == "watch=true");
-        let (_, resource) = uri.path().rsplit_once('/')?;
-        is_watch.then(|| self.heard.with_label_values(&[resource]))
+    /// What the API server answers to a request is about to come.
+    pub(crate) fn answer(&self, method: &Method, uri: &Uri) -> Answer {
+        match watched(uri) {
+            Some(resource) => Answer::Watch(self.heard.with_label_values(&[resource])),
+            None => Answer::Whole {
+                sizes: self
+                    .response_size
+                    .with_label_values(&[method.as_str(), host(uri)]),
+                bytes: 0,
+            },
+        }
+    }
+
+    /// The API server's name was looked up.
+    pub(crate) fn note_resolution(&self, name: &str, duration: Duration) {
+        self.resolution_duration
+            .with_label_values(&[name])
+            .observe(duration.as_secs_f64());
+    }
+}
+
+fn host(uri: &Uri) -> &str {
+    uri.authority().map_or("", |authority| authority.as_str())
+}
+
+/// The resource that a request watches, if that is what it does.
+fn watched(uri: &Uri) -> Option<&str> {
+    let is_watch = uri.query()?.split('&').any(|pair| pair == "watch=true");
+    let (_, resource) = uri.path().rsplit_once('/')?;
+    is_watch.then_some(resource)
+}
+
+/// An answer of the API server, which is measured while it comes.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// To a watch: when something came last.
+    Watch(Gauge),
+    /// To any other request: what has come so far counts when it ends.
+    Whole { sizes: Histogram, bytes: usize },
+}
+
+impl Answer {
+    /// So many bytes of it have come.
+    pub(crate) fn note(&mut self, more: usize) {
+        match self {
+            Self::Watch(heard) => heard.set(seconds(SystemTime::now())),
+            Self::Whole { bytes, .. } => *bytes += more,
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Self::Whole { sizes, bytes } = self {
+            sizes.observe(*bytes as f64);
+        }
     }
 }
 
@@ -558,9 +656,13 @@ mod tests {
         metrics.set_feature_gates(&FeatureGates::default());
         metrics.count_healthz(StatusCode::OK);
         metrics.count_livez(StatusCode::SERVICE_UNAVAILABLE);
-        metrics.note_request(&Method::GET, "10.0.0.1:6443", "200", Duration::from_millis(30));
-        let watch: Uri = "/api/v1/services?watch=true".parse().unwrap();
-        metrics.heard_of_watch(&watch).unwrap().set(1.);
+        metrics.note_resolution("api.example", Duration::from_millis(3));
+        for path in ["services?watch=true", "events"] {
+            let uri: Uri = format!("https://api.example:6443/api/v1/{path}").parse().unwrap();
+            metrics.note_request(&Method::POST, &uri, "201", Some(700), Duration::from_millis(30));
+            let mut answer = metrics.answer(&Method::POST, &uri);
+            [300, 500].into_iter().for_each(|bytes| answer.note(bytes));
+        }
         metrics.note_conntrack(Family::Inet6, Duration::from_millis(3), 4);
         metrics
     }
@@ -643,6 +745,30 @@ mod tests {
                 "ipvs_proxier_objects{state=\"failing\"} 1",
                 "ipvs_proxier_draining_servers 2",
             ],
+        );
+    }
+
+    #[test]
+    fn requests_are_counted_and_measured_but_watches_have_no_size() {
+        let host = "host=\"api.example:6443\"";
+        let verb = "verb=\"POST\"";
+        assert_has(
+            &used(),
+            &[
+                &format!("rest_client_requests_total{{code=\"201\",{host},method=\"POST\"}} 2"),
+                &format!("rest_client_request_duration_seconds_count{{{host},{verb}}} 2"),
+                &format!("rest_client_request_size_bytes_sum{{{host},{verb}}} 700"),
+                &format!("rest_client_response_size_bytes_bucket{{{host},{verb},le=\"512\"}} 0"),
+                &format!("rest_client_response_size_bytes_bucket{{{host},{verb},le=\"1024\"}} 1"),
+                &format!("rest_client_response_size_bytes_bucket{{{host},{verb},le=\"16777216\"}} 1"),
+                &format!("rest_client_response_size_bytes_sum{{{host},{verb}}} 800"),
+                "rest_client_dns_resolution_duration_seconds_bucket{host=\"api.example\",le=\"30\"} 1",
+            ],
+        );
+        let text = text(&used());
+        assert!(
+            text.contains("ipvs_proxier_watch_heard_timestamp_seconds{resource=\"services\"} "),
+            "{text}"
         );
     }
 
