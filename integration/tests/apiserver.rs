@@ -430,6 +430,53 @@ fn q25_events_tell_of_the_start_and_of_conflicts() -> Result<()> {
     Ok(())
 }
 
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn events_tell_why_there_is_no_start() -> Result<()> {
+    let mut watched = Watched::new()?;
+    // An address for documentation, which the node does not have.
+    let nowhere = "192.0.2.1:10256";
+    for (flags, reason, note) in [
+        (
+            [
+                "--bind-address-hard-fail",
+                "--healthz-bind-address=192.0.2.1:10256",
+            ],
+            "FailedToStartProxierHealthcheck",
+            nowhere,
+        ),
+        (
+            [
+                "--bind-address-hard-fail",
+                "--metrics-bind-address=192.0.2.1:10256",
+            ],
+            "FailedToStartMetricServer",
+            nowhere,
+        ),
+        (
+            ["--proxy-mode=ipvs", "--ipvs-scheduler=fastest"],
+            "FailedToStart",
+            "fastest",
+        ),
+    ] {
+        let mut command = Command::new("kube-proxy");
+        command.args(["--kubeconfig", KUBECONFIG]).args(flags);
+        watched.start_command(&mut command, "command failed")?;
+        let events = watched.api().events()?;
+        let told = events.iter().any(|event| {
+            let regarding = event
+                .regarding
+                .as_ref()
+                .and_then(|regarding| regarding.name.as_deref());
+            event.reason.as_deref() == Some(reason)
+                && regarding == Some("node")
+                && event.note.as_deref().is_some_and(|told| told.contains(note))
+        });
+        assert!(told, "{reason} is not among {events:#?}");
+    }
+    Ok(())
+}
+
 /// The Service is programmed as if the annotation were not there.
 #[test]
 #[ignore = "needs an API server: cargo xtask test"]

@@ -28,6 +28,10 @@ use crate::objects::Service;
 const WAITING: usize = 64;
 /// The least time between two events.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How long a note may be; the API server refuses longer ones.
+const NOTE_BYTES: usize = 1024;
+/// How long the last one may take.
+const LAST: Duration = Duration::from_secs(3);
 /// Within this time the nodes tell, in no order, what they all see.
 const SPREAD_MILLISECONDS: u64 = 10_000;
 
@@ -68,6 +72,17 @@ impl Event {
             reason: "Starting",
             action: "StartKubeProxy",
             note: String::new(),
+        }
+    }
+
+    /// We cannot start, or not go on.
+    pub(crate) fn failed(node: &str, reason: &'static str, error: &impl Display) -> Self {
+        Self {
+            regarding: Regarding::Node(node.to_owned()),
+            severity: Severity::Warning,
+            reason,
+            action: "StartKubeProxy",
+            note: error.to_string(),
         }
     }
 
@@ -126,6 +141,15 @@ impl Events {
     }
 }
 
+/// Posts an event at once, before we end. If the API server does not take it soon it is lost.
+pub(crate) async fn post_last(event: Event, client: &Client, hostname: &str) {
+    match time::timeout(LAST, event.post(client, hostname)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!("cannot post the event {}: {error}", event.reason),
+        Err(_) => debug!("the event {} takes too long", event.reason),
+    }
+}
+
 /// Posts events to the API server, from the host `hostname`, until nobody can tell any more. One that the API
 /// server does not take is lost.
 pub(crate) async fn post(mut events: Receiver<Event>, client: Client, hostname: &str) {
@@ -168,6 +192,8 @@ impl Event {
             Severity::Normal => "Normal",
             Severity::Warning | Severity::SharedWarning => "Warning",
         };
+        let characters = self.note.char_indices();
+        let note = characters.take_while(|(at, character)| at + character.len_utf8() <= NOTE_BYTES);
         v1::Event {
             metadata: ObjectMeta {
                 name: Some(format!("{}.{number:x}", self.regarding.name())),
@@ -184,7 +210,7 @@ impl Event {
             type_: Some(type_.to_owned()),
             reason: Some(self.reason.to_owned()),
             action: Some(self.action.to_owned()),
-            note: Some(self.note.clone()),
+            note: Some(note.map(|(_, character)| character).collect()),
             regarding: Some(regarding),
             reporting_controller: Some(CONTROLLER.to_owned()),
             reporting_instance: Some(format!("{CONTROLLER}-{hostname}")),
@@ -264,6 +290,20 @@ mod tests {
         let starting = posted(&Event::starting("node-1"), "1970-01-01T00:00:01Z");
         assert_eq!(starting.metadata.namespace.unwrap(), "default");
         assert_eq!(starting.type_.unwrap(), "Normal");
+    }
+
+    #[test]
+    fn a_note_is_no_longer_than_it_may_be() {
+        let said = |error: &str| {
+            let failed = Event::failed("node-1", "FailedToStart", &error);
+            posted(&failed, "1970-01-01T00:00:01Z").note.unwrap()
+        };
+        assert_eq!(said(&"x".repeat(NOTE_BYTES)).len(), NOTE_BYTES);
+        assert_eq!(said(&"é".repeat(NOTE_BYTES)), "é".repeat(NOTE_BYTES / 2));
+        assert_eq!(
+            said(&format!("x{}", "é".repeat(NOTE_BYTES))).len(),
+            NOTE_BYTES - 1
+        );
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub(crate) type Response = hyper::Response<Full<Bytes>>;
 /// Answers the requests to a server.
 pub(crate) type Handler = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
 
+/// The server of the node's health.
+const HEALTHZ: &str = "healthz";
+
 /// Why the servers end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -48,6 +51,16 @@ pub(crate) enum Error {
     },
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
+}
+
+impl Error {
+    /// The reason of the event that tells of it: upstream's.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Listen { purpose: HEALTHZ, .. } => "FailedToStartProxierHealthcheck",
+            Self::Listen { .. } | Self::Metrics(_) => "FailedToStartMetricServer",
+        }
+    }
 }
 
 /// What is served where.
@@ -105,7 +118,7 @@ impl Servers {
             serve_at(purpose, address, self.hard_fail, connections.clone(), handler)
         };
         tokio::select! {
-            error = served("healthz", self.healthz, answer_health) => error,
+            error = served(HEALTHZ, self.healthz, answer_health) => error,
             error = served("metrics", self.metrics, answer_metrics) => error,
             error = async { reports.take(self.reports).await; pending().await } => error,
         }

@@ -1,6 +1,12 @@
 //! The program: a source on this thread, the proxier on another, and the signals that end it.
 
-use std::{future::pending, io, path::PathBuf, sync::Arc, thread};
+use std::{
+    future::pending,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
 
 use proxier::{
     Config, Reconciler,
@@ -62,6 +68,22 @@ pub(crate) enum Error {
     System(#[from] io::Error),
 }
 
+impl Error {
+    /// The reason of the event that tells of it.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Http(error) => error.reason(),
+            _ => "FailedToStart",
+        }
+    }
+}
+
+/// Where changes come from.
+enum Followed<'a> {
+    Manifests(&'a Path),
+    Api(kube::Client),
+}
+
 /// What is seen of us from outside.
 struct Outlook {
     metrics: Arc<Metrics>,
@@ -75,8 +97,17 @@ pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error>
     let (reporter, reports) = mpsc::unbounded_channel();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (events, to_post) = Events::channel();
+    let metrics = Arc::new(Metrics::new()?);
+    let followed = match &settings.source {
+        Source::Manifests(directory) => Followed::Manifests(directory),
+        Source::Api => {
+            let Client { kubeconfig, master } = &settings.client;
+            let client = client::connect(kubeconfig.as_deref(), master.as_deref(), metrics.clone());
+            Followed::Api(client.await?)
+        }
+    };
     let outlook = Outlook {
-        metrics: Arc::new(Metrics::new()?),
+        metrics,
         health: Arc::new(Health::new(settings.config.sync_period)),
         events,
     };
@@ -88,13 +119,18 @@ pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error>
         let ended = servers(&settings, &outlook, reports)?.start()?;
         ended.await.map_or(Err(Error::Stopped), |error| Err(error.into()))
     };
-    tokio::select! {
+    let ended = tokio::select! {
         ended = served => ended,
-        ended = follow(&settings, hostname, &outlook, to_post, sink) => ended,
+        ended = follow(&followed, &settings.config.node_name, hostname, &outlook, to_post, sink) => ended,
         ended = program(&settings, &outlook.metrics, reporter, changes) => ended,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+    };
+    if let (Err(error), Followed::Api(client), Request::Run) = (&ended, &followed, &settings.request) {
+        let event = Event::failed(&settings.config.node_name, error.reason(), error);
+        events::post_last(event, client, hostname).await;
     }
+    ended
 }
 
 /// What the settings let be seen of us.
@@ -128,31 +164,26 @@ fn servers(
 
 /// Follows the source. Comes back early only if it cannot be used.
 async fn follow(
-    settings: &Settings,
+    followed: &Followed<'_>,
+    node_name: &str,
     hostname: &str,
     outlook: &Outlook,
     to_post: Receiver<Event>,
     sink: Sink,
 ) -> Result<(), Error> {
-    let node_name = &settings.config.node_name;
-    match &settings.source {
-        Source::Manifests(directory) => {
+    match followed {
+        Followed::Manifests(directory) => {
             // There may be no Node, and nobody to say that this one goes.
             outlook.health.set_node_eligible(true);
-            let result = manifests::run(directory.clone(), node_name, sink).await;
+            let result = manifests::run(directory.to_path_buf(), node_name, sink).await;
             result.map_err(|source| Error::Manifests {
-                directory: directory.clone(),
+                directory: directory.to_path_buf(),
                 source,
             })?;
         }
-        Source::Api => {
-            let Client {
-                kubeconfig, master, ..
-            } = &settings.client;
-            let client =
-                client::connect(kubeconfig.as_deref(), master.as_deref(), outlook.metrics.clone()).await?;
+        Followed::Api(client) => {
             let posting = events::post(to_post, client.clone(), hostname);
-            let watching = api::run(client, node_name, &outlook.health, sink);
+            let watching = api::run(client.clone(), node_name, &outlook.health, sink);
             tokio::join!(posting, watching);
         }
     }
