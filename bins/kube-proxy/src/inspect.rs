@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io::{self, Write},
+    mem,
     net::IpAddr,
 };
 
@@ -73,7 +74,11 @@ pub(crate) async fn answer(
     let families = vec![Family::Inet, Family::Inet6];
     match request {
         Request::Verify => {
-            let (observed, shared) = Linux::inspect(&config).await?;
+            let (mut observed, shared) = Linux::inspect(&config).await?;
+            // What they accept on the way is not known, so they are no differences.
+            for drop in mem::take(&mut observed.foreign_drops) {
+                writeln!(out, "{drop}; what Services need there is {}", drop.remedy())?;
+            }
             let own_addresses = observed.own_addresses.clone();
             let planner = planner(config, observed.families.clone(), own_addresses, changes);
             let differences = differences(planner, observed);

@@ -144,8 +144,8 @@ impl Linux {
         initialize(config).await.map(drop)
     }
 
-    /// Reads what the kernel holds, and compares what all Services share with what [`prepare`](Self::prepare)
-    /// would make of it: each difference is a sentence. Nothing is changed.
+    /// Reads what the kernel holds, other programs' packet filters included, and compares what all Services share with
+    /// what [`prepare`](Self::prepare) would make of it: each difference is a sentence. Nothing is changed.
     ///
     /// # Errors
     ///
@@ -176,11 +176,22 @@ impl Linux {
         }
         let ipv6 = kernel.families.contains(&Family::Inet6);
         let sysctls = sysctl::plan(KernelVersion::current(), &config.strict_arp, ipv6);
+        let conntrack = sysctl::conntrack(&config.conntrack, sysctl::cpus());
         differences.extend(
-            sysctl::differing(&sysctls)
+            sysctl::differing(&[sysctls, conntrack].concat())
                 .map(|sysctl| format!("sysctl {} is not {}", sysctl.name, sysctl.value)),
         );
-        Ok((kernel.holds().await?, differences))
+        if let Some(timeouts) = timeouts_to_set(&mut kernel.ipvs, config.timeouts).await? {
+            differences.push(format!(
+                "the timeouts of IPVS are not {} s for TCP, {} s after a FIN, {} s for UDP",
+                timeouts.tcp, timeouts.tcp_fin, timeouts.udp
+            ));
+        }
+        let observed = Observed {
+            foreign_drops: kernel.netfilter.foreign_drops().await?,
+            ..kernel.holds().await?
+        };
+        Ok((observed, differences))
     }
 
     /// Carries out either updates of elements or changes of the ports.
@@ -401,8 +412,19 @@ async fn probe_scheduler(ipvs: &mut Handle, scheduler: &Scheduler) -> Result<(),
 
 /// Returns whether they had to be changed.
 async fn set_timeouts(ipvs: &mut Handle, timeouts: Timeouts) -> Result<bool, ipvs::Error> {
+    match timeouts_to_set(ipvs, timeouts).await? {
+        Some(timeouts) => ipvs.execute(&Command::SetTimeouts(timeouts)).await.map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// The timeouts that IPVS is to have, if it has others. Where zero is configured, it keeps its own.
+async fn timeouts_to_set(
+    ipvs: &mut Handle,
+    timeouts: Timeouts,
+) -> Result<Option<ipvs::Timeouts>, ipvs::Error> {
     if timeouts == Timeouts::default() {
-        return Ok(false);
+        return Ok(None);
     }
     let seconds = |duration: std::time::Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
     let has = ipvs.timeouts().await?;
@@ -415,11 +437,7 @@ async fn set_timeouts(ipvs: &mut Handle, timeouts: Timeouts) -> Result<bool, ipv
         tcp_fin: or_kept(timeouts.tcp_fin, has.tcp_fin),
         udp: or_kept(timeouts.udp, has.udp),
     };
-    if wants == has {
-        return Ok(false);
-    }
-    ipvs.execute(&Command::SetTimeouts(wants)).await?;
-    Ok(true)
+    Ok((wants != has).then_some(wants))
 }
 
 fn destination(read: &ProcDestination) -> Destination {

@@ -221,6 +221,14 @@ impl fmt::Display for ForeignDrop {
     }
 }
 
+/// A filter chain of others, as it was read.
+struct Filter {
+    chain: Chain,
+    /// Whether it drops or rejects whatever its rules do not accept.
+    drops: bool,
+    rules: Vec<Message>,
+}
+
 /// What is known of other programs' filters.
 #[derive(Debug, Default)]
 pub(super) struct Foreign {
@@ -296,18 +304,39 @@ impl Netfilter {
         dropping.map_or(Ok(()), |chain| Err(Error::AnswersDropped(chain)))
     }
 
-    async fn look_at_foreign(&mut self) -> Result<(), Error> {
+    /// What drops, or may drop, what Services need. Nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// Other programs' chains could not be read.
+    pub async fn foreign_drops(&mut self) -> Result<Vec<ForeignDrop>, Error> {
+        let filters = self.foreign_filters().await?.into_iter();
+        let dropping = filters.filter(|Filter { chain, drops, rules }| {
+            let answers_pass = chain.forward_of_iptables().is_some()
+                && rules.iter().any(|rule| handle_of_ours(rule).is_some());
+            *drops && !answers_pass
+        });
+        let drops = dropping.map(|filter| ForeignDrop::Chain(filter.chain));
+        Ok(drops.chain(legacy_tables()).collect())
+    }
+
+    async fn foreign_filters(&mut self) -> Result<Vec<Filter>, Error> {
         let listed = self.socket.dump(listing::chains()).await?;
+        let mut filters = Vec::new();
         for (chain, policy_is_drop) in listed.iter().filter_map(read_chain) {
-            let rules = self
-                .socket
-                .dump(listing::chain_rules(
-                    chain.family.number(),
-                    &chain.table,
-                    &chain.name,
-                ))
-                .await?;
-            let drops = policy_is_drop || rules.last().is_some_and(drops_all);
+            let request = listing::chain_rules(chain.family.number(), &chain.table, &chain.name);
+            let rules = self.socket.dump(request).await?;
+            filters.push(Filter {
+                drops: policy_is_drop || rules.last().is_some_and(drops_all),
+                chain,
+                rules,
+            });
+        }
+        Ok(filters)
+    }
+
+    async fn look_at_foreign(&mut self) -> Result<(), Error> {
+        for Filter { chain, drops, rules } in self.foreign_filters().await? {
             let mut answers_pass = false;
             if let Some(family) = chain.forward_of_iptables() {
                 match self.admit_answers(family, drops, &rules).await {
