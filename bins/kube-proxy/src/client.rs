@@ -153,8 +153,8 @@ pub(crate) async fn connect(
             let code = status.as_ref().map_or("<error>", |status| status.as_str());
             metrics.note_request(&method, &uri, code, size, begin.elapsed());
             result.map(|response| {
+                let mut answer = metrics.answer(&method, &uri, response.status());
                 response.map(|body| {
-                    let mut answer = metrics.answer(&method, &uri);
                     body.map_frame(move |frame| {
                         answer.note(frame.data_ref().map_or(0, |data| data.len()));
                         frame

@@ -490,9 +490,9 @@ impl Metrics {
         }
     }
 
-    /// What the API server answers to a request is about to come.
-    pub(crate) fn answer(&self, method: &Method, uri: &Uri) -> Answer {
-        match watched(uri) {
+    /// What the API server answers to a request is about to come. Who is refused a watch hears nothing on it.
+    pub(crate) fn answer(&self, method: &Method, uri: &Uri, status: StatusCode) -> Answer {
+        match watched(uri).filter(|_| status.is_success()) {
             Some(resource) => Answer::Watch(self.heard.with_label_values(&[resource])),
             None => Answer::Whole {
                 sizes: self
@@ -657,10 +657,15 @@ mod tests {
         metrics.count_healthz(StatusCode::OK);
         metrics.count_livez(StatusCode::SERVICE_UNAVAILABLE);
         metrics.note_resolution("api.example", Duration::from_millis(3));
-        for path in ["services?watch=true", "events"] {
+        for (path, status) in [
+            ("services?watch=true", StatusCode::OK),
+            ("nodes?watch=true", StatusCode::FORBIDDEN),
+            ("events", StatusCode::CREATED),
+        ] {
             let uri: Uri = format!("https://api.example:6443/api/v1/{path}").parse().unwrap();
-            metrics.note_request(&Method::POST, &uri, "201", Some(700), Duration::from_millis(30));
-            let mut answer = metrics.answer(&Method::POST, &uri);
+            let took = Duration::from_millis(30);
+            metrics.note_request(&Method::POST, &uri, status.as_str(), Some(700), took);
+            let mut answer = metrics.answer(&Method::POST, &uri, status);
             [300, 500].into_iter().for_each(|bytes| answer.note(bytes));
         }
         metrics.note_conntrack(Family::Inet6, Duration::from_millis(3), 4);
@@ -755,21 +760,23 @@ mod tests {
         assert_has(
             &used(),
             &[
-                &format!("rest_client_requests_total{{code=\"201\",{host},method=\"POST\"}} 2"),
-                &format!("rest_client_request_duration_seconds_count{{{host},{verb}}} 2"),
+                &format!("rest_client_requests_total{{code=\"201\",{host},method=\"POST\"}} 1"),
+                &format!("rest_client_request_duration_seconds_count{{{host},{verb}}} 3"),
                 &format!("rest_client_request_size_bytes_sum{{{host},{verb}}} 700"),
                 &format!("rest_client_response_size_bytes_bucket{{{host},{verb},le=\"512\"}} 0"),
-                &format!("rest_client_response_size_bytes_bucket{{{host},{verb},le=\"1024\"}} 1"),
-                &format!("rest_client_response_size_bytes_bucket{{{host},{verb},le=\"16777216\"}} 1"),
-                &format!("rest_client_response_size_bytes_sum{{{host},{verb}}} 800"),
+                &format!("rest_client_response_size_bytes_bucket{{{host},{verb},le=\"1024\"}} 2"),
+                &format!("rest_client_response_size_bytes_bucket{{{host},{verb},le=\"16777216\"}} 2"),
+                &format!("rest_client_response_size_bytes_sum{{{host},{verb}}} 1600"),
                 "rest_client_dns_resolution_duration_seconds_bucket{host=\"api.example\",le=\"30\"} 1",
             ],
         );
         let text = text(&used());
-        assert!(
-            text.contains("ipvs_proxier_watch_heard_timestamp_seconds{resource=\"services\"} "),
-            "{text}"
-        );
+        let heard = |resource| {
+            text.contains(&format!(
+                "ipvs_proxier_watch_heard_timestamp_seconds{{resource=\"{resource}\"}} "
+            ))
+        };
+        assert!(heard("services") && !heard("nodes"), "{text}");
     }
 
     #[test]
