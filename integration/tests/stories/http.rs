@@ -1,4 +1,6 @@
-//! What is asked over HTTP, by those who ask it: load balancers, kubelets and Prometheus.
+//! What is asked over HTTP, by those who ask it: load balancers, kubelets, Prometheus and operators.
+
+use std::fs;
 
 use integration::cluster::eventually;
 use integration::manifest::{Endpoint, service, slice};
@@ -6,8 +8,57 @@ use integration::namespace::Namespace;
 use integration::topology::Pod;
 use integration::traffic::Protocol::Tcp;
 use integration::{Cluster, Result};
+use serde_json::Value;
 
 use crate::{TCP_8080, WEB_SERVERS, at, web};
+
+/// A configuration that has defaults only where nothing else works on the lab's node.
+const CONFIGURATION: &str = "
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+bindAddress: 192.168.10.2
+bindAddressHardFail: true
+clientConnection: {acceptContentTypes: application/json, burst: 7, contentType: application/json, qps: 3}
+clusterCIDR: 10.244.0.0/16,fd00:10:244::/56
+configSyncPeriod: 1h
+conntrack:
+  maxPerCore: 100000
+  min: 200000
+  tcpBeLiberal: true
+  tcpCloseWaitTimeout: 50m
+  tcpEstablishedTimeout: 20h
+  udpStreamTimeout: 3m
+  udpTimeout: 40s
+detectLocal: {bridgeInterface: br0, interfaceNamePrefix: veth}
+detectLocalMode: BridgeInterface
+enableProfiling: true
+featureGates: {AllAlpha: false}
+healthzBindAddress: 192.168.10.2:10266
+hostnameOverride: node
+iptables: {localhostNodePorts: false, masqueradeAll: true, masqueradeBit: 13, minSyncPeriod: 1s, syncPeriod: 7s}
+ipvs:
+  excludeCIDRs: [192.0.2.0/24]
+  minSyncPeriod: 10ms
+  scheduler: lc
+  strictARP: true
+  syncPeriod: 7s
+  tcpFinTimeout: 60s
+  tcpTimeout: 3h
+  udpTimeout: 200s
+logging:
+  flushFrequency: 7s
+  verbosity: 3
+  vmodule: [{filePattern: run, verbosity: 4}]
+metricsBindAddress: 127.0.0.1:10269
+mode: ipvs
+nftables: {masqueradeAll: true, masqueradeBit: 13, minSyncPeriod: 2s, syncPeriod: 7s}
+nodePortAddresses: [192.168.10.0/24]
+oomScoreAdj: -500
+portRange: 1-2
+showHiddenMetricsForVersion: \"1.35\"
+winkernel: {enableDSR: true, forwardHealthCheckVip: true, networkName: a, rootHnsEndpointName: b, sourceVip: 192.0.2.1}
+windowsRunAsService: true
+";
 
 /// Status and body of an answer; the status is 000 if there is none.
 fn get(from: &Namespace, url: &str) -> Result<(String, String)> {
@@ -172,4 +223,41 @@ fn kubelets_and_prometheus_are_answered() -> Result<()> {
             Err(format!("{missing:?} in\n{text}"))
         })
     })
+}
+
+/// Q46
+#[test]
+#[ignore = "needs root and ip_vs: cargo xtask test"]
+fn operators_see_the_configuration_in_effect_and_a_change_of_its_file_ends_the_program() -> Result<()> {
+    let (mut cluster, _pods) = web()?;
+    let [config, next, written] = ["config", "next", "written"].map(|name| cluster.scratch(name));
+    fs::write(&config, CONFIGURATION).unwrap();
+    let flag = format!("--config={}", config.display());
+    let node = &cluster.node().namespace;
+    let write = format!("--write-config-to={}", written.display());
+    node.output("kube-proxy", &[&flag, &write])?;
+    let mut expected: Value = serde_saphyr::from_str(&fs::read_to_string(&written).unwrap()).unwrap();
+    for header in ["apiVersion", "kind"] {
+        assert!(
+            expected.as_object_mut().unwrap().remove(header).is_some(),
+            "{expected}"
+        );
+    }
+    cluster.start(&[&flag])?;
+    let node = &cluster.node().namespace;
+    expect(node, &[("http://192.168.10.2:10266/livez", "200")])?;
+    let (_, shown) = get(node, "http://127.0.0.1:10269/configz")?;
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["kubeproxy.config.k8s.io"], expected);
+    cluster.expect_servers(&WEB_SERVERS.replace("-s rr", "-s lc"))?;
+    let kube_proxy = cluster.take_kube_proxy()?;
+    let adjusted = fs::read_to_string(format!("/proc/{}/oom_score_adj", kube_proxy.id())).unwrap();
+    assert_eq!(adjusted, "-500\n");
+    // As editors and the kubelet replace files.
+    fs::write(&next, CONFIGURATION.replace("-500", "-400")).unwrap();
+    fs::rename(&next, &config).unwrap();
+    let (status, log) = kube_proxy.wait()?;
+    let sentence = "content of the proxy server's configuration file was updated";
+    assert!(status.code() == Some(1) && log.contains(sentence), "{log}");
+    cluster.expect_servers(&WEB_SERVERS.replace("-s rr", "-s lc"))
 }
