@@ -27,6 +27,9 @@ pub const HOST_OF_GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// From which ClusterIPs are taken: one range of each family.
 pub const SERVICE_RANGES: &str = "10.96.0.0/12,fd00:10:96::/112";
 
+/// The first address of the first range: the ClusterIP of the server's own Service, `default/kubernetes`.
+pub const OWN_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+
 /// How long an API server may take to answer, on a machine that does other things too.
 const START_LIMIT: Duration = Duration::from_secs(180);
 

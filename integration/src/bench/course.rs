@@ -23,11 +23,11 @@ pub struct Course {
     pub proxier: Proxier,
     /// The objects that it finds.
     pub load: Load,
-    /// How often it is started, each time in a fresh network namespace.
+    /// How often its first synchronisation is measured, each time in a fresh network namespace.
     pub starts: usize,
     /// How many endpoints are replaced, one after another, after the last start.
     pub changes: usize,
-    /// How long it is watched doing nothing then, in seconds.
+    /// How long it is watched doing nothing, after one more start, in seconds.
     pub idle: u64,
     /// How long a start may take, in seconds.
     pub patience: u64,
@@ -58,7 +58,7 @@ pub struct Outcome {
     pub changes: Vec<f64>,
     /// Of the last start, when it has been idle for a while, or its time was over.
     pub memory: Option<Memory>,
-    /// Processor time for each second of idleness.
+    /// Processor time for each second of idleness, of the programs that it runs, too.
     pub idle: Option<f64>,
 }
 
@@ -119,6 +119,8 @@ pub struct FirstSync {
     pub from_start: f64,
     /// From when it had all objects.
     pub from_caches: f64,
+    /// From then until the API server's own Service was programmed, where that is measured: for ours.
+    pub first_server: Option<f64>,
 }
 
 /// A process's memory, in KiB.

@@ -85,7 +85,7 @@ impl Node {
         let uplink = Uplink::connect(&node.namespace)?;
         uplink.load(load)?;
         // Killed with this value, so that it takes no time from the packets; what it has programmed stays.
-        let started = measure::start(proxier, load, patience, &node.namespace)?;
+        let started = measure::start(proxier, &[], load, patience, &node.namespace)?;
         started.first_sync.map(|_| node).ok_or_else(|| {
             Error::Unavailable(format!(
                 "{proxier} has not programmed {} Services in {patience} s",

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::apiserver::OWN_SERVICE;
+use crate::bench::first_server::FirstServer;
 use crate::bench::probe::{Probe, pause};
 use crate::bench::{Course, FirstSync, Load, Memory, Outcome};
 use crate::error::{Context, Error, Result};
@@ -29,10 +31,17 @@ const BETWEEN_CHANGES: Duration = Duration::from_secs(2);
 /// The same for ours, which does not wait.
 const BETWEEN_OUR_CHANGES: Duration = Duration::from_millis(200);
 
+/// The synchronisation period that every proxier has by default. Elsewhere upstream's mode ipvs is started with a
+/// longer one.
+const DEFAULT_PERIOD: &str = "--ipvs-sync-period=30s";
+
 /// How long a change may take.
 const CHANGE_LIMIT: Duration = Duration::from_secs(60);
 
 const SECONDS_OF_DAY: f64 = 86400.0;
+
+/// `USER_HZ`, the unit of times in `/proc`.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A node with nothing but an address, and the way to the API server.
 struct Node {
@@ -72,7 +81,13 @@ pub fn warm_up() -> Result<()> {
     for proxier in Proxier::ALL {
         let node = Node::new()?;
         node.uplink.load(Load::default())?;
-        start(proxier, Load::default(), CHANGE_LIMIT.as_secs(), &node.namespace)?;
+        start(
+            proxier,
+            &[],
+            Load::default(),
+            CHANGE_LIMIT.as_secs(),
+            &node.namespace,
+        )?;
     }
     Ok(())
 }
@@ -92,34 +107,41 @@ pub fn run(course: &Course) -> Result<Outcome> {
     for number in 1..=course.starts {
         let node = Node::new()?;
         node.uplink.load(course.load)?;
-        let started = start(course.proxier, course.load, course.patience, &node.namespace)?;
+        let started = start(course.proxier, &[], course.load, course.patience, &node.namespace)?;
         outcome.first_syncs.extend(started.first_sync);
         if number == course.starts {
             thread::sleep(REST);
             outcome.memory = Some(memory(&started.running)?);
             if started.first_sync.is_some() {
                 outcome.changes = changes(course, &node)?;
-                if course.idle > 0 {
-                    outcome.idle = Some(idle(&started.running, course.idle)?);
-                }
             }
         }
+    }
+    if course.idle > 0 {
+        outcome.idle = idle(course)?;
     }
     Ok(outcome)
 }
 
 /// Starts a proxier on a node, and waits until it has programmed these objects, or its time is over: `patience`
 /// seconds.
-pub(super) fn start(proxier: Proxier, load: Load, patience: u64, node: &Namespace) -> Result<Started> {
+pub(super) fn start(
+    proxier: Proxier,
+    flags: &[String],
+    load: Load,
+    patience: u64,
+    node: &Namespace,
+) -> Result<Started> {
     let log = log_file();
+    let mut first_server = FirstServer::listen(node)?;
     let began = Instant::now();
-    let start = time_of_day();
-    let running = proxier.start(node, &[], None, &log)?;
+    let start = time_of_day(SystemTime::now());
+    let running = proxier.start(node, flags, None, &log)?;
     let limit = Duration::from_secs(patience);
     let done = loop {
         match completed(proxier, node, &running)? {
             None if began.elapsed() < limit => {
-                thread::sleep(pause(began.elapsed()).max(Duration::from_millis(20)))
+                first_server.wait(pause(began.elapsed()).max(Duration::from_millis(20)))?;
             }
             done => break done,
         }
@@ -138,11 +160,23 @@ pub(super) fn start(proxier: Proxier, load: Load, patience: u64, node: &Namespac
             load.services
         )));
     }
+    // What is there to be heard already.
+    first_server.wait(Duration::ZERO)?;
+    let first_server = match (proxier, first_server.at()) {
+        (Proxier::Ours, Some(at)) => Some(between(caches, time_of_day(at))),
+        (Proxier::Ours, None) => {
+            let missing = format!("{proxier} says that it is done, and has not assigned {OWN_SERVICE}");
+            return Err(Error::Unavailable(missing));
+        }
+        // Upstream assigns the address before it makes the virtual server, or never.
+        (Proxier::UpstreamIpvs | Proxier::UpstreamNftables, _) => None,
+    };
     Ok(Started {
         running,
         first_sync: Some(FirstSync {
             from_start: between(start, done),
             from_caches: between(caches, done),
+            first_server,
         }),
     })
 }
@@ -194,9 +228,8 @@ fn last_said(log: &str, texts: &[&str]) -> Option<f64> {
     Some(hours * 3600.0 + minutes * 60.0 + seconds)
 }
 
-fn time_of_day() -> f64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.unwrap_or_default().as_secs_f64() % SECONDS_OF_DAY
+fn time_of_day(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() % SECONDS_OF_DAY
 }
 
 /// Across midnight, too.
@@ -265,27 +298,49 @@ fn memory(running: &KubeProxy) -> Result<Memory> {
     memory().ok_or_else(|| Error::Unavailable(format!("{} says nothing of memory", path.display())))
 }
 
-/// Processor time for each second of doing nothing.
-fn idle(running: &KubeProxy, seconds: u64) -> Result<f64> {
-    let before = processor_time(running)?;
-    thread::sleep(Duration::from_secs(seconds));
-    Ok((processor_time(running)? - before) / seconds as f64)
+/// Processor time for each second in which there is nothing to do, as the proxier comes by default; `None` if it has not
+/// programmed everything in its time.
+fn idle(course: &Course) -> Result<Option<f64>> {
+    let node = Node::new()?;
+    node.uplink.load(course.load)?;
+    let flags = [DEFAULT_PERIOD.to_owned()];
+    let started = start(
+        course.proxier,
+        &flags,
+        course.load,
+        course.patience,
+        &node.namespace,
+    )?;
+    if started.first_sync.is_none() {
+        return Ok(None);
+    }
+    thread::sleep(REST);
+    let before = processor_time(&started.running)?;
+    thread::sleep(Duration::from_secs(course.idle));
+    let used = processor_time(&started.running)? - before;
+    Ok(Some(used / course.idle as f64))
 }
 
-/// What a process and its threads have used so far, in seconds.
+/// What a process and the programs that it has run have used so far, in seconds.
 fn processor_time(running: &KubeProxy) -> Result<f64> {
-    let tasks = PathBuf::from(format!("/proc/{}/task", running.id()));
-    let mut nanoseconds = 0.0;
-    for task in fs::read_dir(&tasks).path("read", &tasks)?.flatten() {
-        // A thread may end meanwhile.
-        let used = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-        let used = used
-            .split_whitespace()
-            .next()
-            .and_then(|used| used.parse::<f64>().ok());
-        nanoseconds += used.unwrap_or_default();
-    }
-    Ok(nanoseconds / 1e9)
+    let path = PathBuf::from(format!("/proc/{}/stat", running.id()));
+    let stat = fs::read_to_string(&path).path("read", &path)?;
+    ticks(&stat)
+        .map(|ticks| ticks / TICKS_PER_SECOND)
+        .ok_or_else(|| Error::Unavailable(format!("{} says nothing of time", path.display())))
+}
+
+/// `utime`, `stime`, `cutime` and `cstime` of `/proc/PID/stat`, the fields 14 to 17. The second is the program's name in
+/// parentheses, in which there may be anything.
+fn ticks(stat: &str) -> Option<f64> {
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let times: Vec<f64> = fields
+        .split(' ')
+        .skip(11)
+        .take(4)
+        .map(|ticks| ticks.parse().ok())
+        .collect::<Option<_>>()?;
+    (times.len() == 4).then(|| times.iter().sum())
 }
 
 /// A new file for what a proxier says.
@@ -310,5 +365,12 @@ mod tests {
         assert_eq!(caches, 86399.5);
         assert_eq!(between(caches, last_said(log, &["in sync"]).unwrap()), 0.75);
         assert_eq!(last_said(log, &["done"]), None);
+    }
+
+    #[test]
+    fn a_process_s_time_is_its_own_and_its_children_s() {
+        let stat = "7 (kube) proxy) S 1 7 7 0 -1 4194560 1 0 0 0 150 50 20 30 20 0 4 0 1";
+        assert_eq!(ticks(stat), Some(250.0));
+        assert_eq!(ticks("7 (short) S 1"), None);
     }
 }

@@ -2,14 +2,16 @@
 //! their way through what it has programmed.
 //!
 //! ```text
-//! load     the objects: so many Services with so many endpoints each, made through the API server
-//! course   what one proxier is put through, and what came out, as one line of JSON each
-//! probe    when the kernel has a change, seen without getting in the proxier's way
-//! measure  one course, in the guest
-//! flows    the packets' costs, in the guest
+//! load          the objects: so many Services with so many endpoints each, made through the API server
+//! course        what one proxier is put through, and what came out, as one line of JSON each
+//! first_server  when the kernel has the first virtual server
+//! probe         when the kernel has a change, seen without getting in the proxier's way
+//! measure       one course, in the guest
+//! flows         the packets' costs, in the guest
 //! ```
 
 pub mod course;
+mod first_server;
 pub mod flows;
 pub mod load;
 pub mod measure;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use integration::bench::{Course, FirstSync, FlowCosts, Flows, Limit, Line, Load, Outcome, Task};
+use integration::bench::{Course, FirstSync, FlowCosts, Flows, Limit, Line, Load, Memory, Outcome, Task};
 use integration::go::{Go, Program};
 use integration::kernel::Series;
 use integration::proxiers::{Proxier, UPSTREAM};
@@ -200,7 +200,8 @@ fn trial(services: usize) -> Vec<Task> {
     let short = |proxier| Course {
         starts: 2,
         changes: 3,
-        idle: 5,
+        // A verification is among it.
+        idle: 35,
         ..course(proxier, services)
     };
     let courses = Proxier::ALL.map(|proxier| Task::Course(short(proxier)));
@@ -213,12 +214,11 @@ fn quick() -> Vec<Task> {
         Course {
             starts: 5,
             changes: 100,
-            idle: 30,
             ..course(Ours, 200)
         },
         Course {
             changes: 10,
-            idle: 30,
+            idle: 60,
             ..course(UpstreamIpvs, 200)
         },
         Course {
@@ -229,6 +229,7 @@ fn quick() -> Vec<Task> {
         Course {
             starts: 3,
             changes: 50,
+            idle: 60,
             ..course(Ours, 1000)
         },
         Course {
@@ -256,10 +257,7 @@ fn full() -> Vec<Task> {
     };
     let courses = [
         repeated(Ours, 100),
-        Course {
-            idle: 600,
-            ..repeated(Ours, 200)
-        },
+        repeated(Ours, 200),
         Course {
             starts: 5,
             changes: 20,
@@ -337,14 +335,102 @@ fn compare(outcomes: &[Outcome]) -> Vec<Row> {
         };
         rows.extend(pair(ours, theirs));
     }
+    let all_of = |proxier| {
+        outcomes
+            .iter()
+            .filter(move |outcome| outcome.course.proxier == proxier)
+    };
+    all_of(Proxier::Ours).for_each(|ours| rows.extend(alone(ours)));
+    let most = all_of(Proxier::Ours).max_by_key(|ours| ours.course.load.services);
+    let larger = most.filter(|ours| ours.course.load.services > 1000);
+    rows.extend(larger.zip(of(Proxier::UpstreamIpvs, 1000)).map(|(ours, theirs)| {
+        let what = "resident memory [MiB]";
+        beside_fewer(ours, theirs, what, resident, Target::Within(1.0))
+    }));
+    let watched = all_of(Proxier::UpstreamIpvs).find(|outcome| outcome.idle.is_some());
+    rows.extend(most.zip(watched).map(|(ours, theirs)| {
+        let idle = |outcome: &Outcome| outcome.idle.into_iter().collect();
+        beside_fewer(
+            ours,
+            theirs,
+            "processor time when idle [s/s]",
+            idle,
+            Target::Times(100.0),
+        )
+    }));
     rows
+}
+
+/// What is asked of ours, whatever upstream does.
+fn alone(ours: &Outcome) -> Vec<Row> {
+    let size = size(ours);
+    let first_server = |sync: &FirstSync| sync.first_server;
+    let first_servers: Vec<_> = ours.first_syncs.iter().filter_map(first_server).collect();
+    vec![
+        Row::new(
+            format!("first virtual server from caches synced [s], {size}"),
+            "-",
+            &first_servers,
+            &[],
+            Target::AtMost(0.1),
+        ),
+        Row::new(
+            format!("peak memory [MiB], {size}"),
+            "ours, resident",
+            &peak(ours),
+            &resident(ours),
+            Target::Within(1.5),
+        ),
+    ]
+}
+
+/// Ours beside a peer, which may have fewer Services.
+fn beside_fewer(
+    ours: &Outcome,
+    theirs: &Outcome,
+    what: &str,
+    values: fn(&Outcome) -> Vec<f64>,
+    target: Target,
+) -> Row {
+    let mut sizes = size(ours);
+    if theirs.course.load != ours.course.load {
+        sizes += &format!(", theirs {}", size(theirs));
+    }
+    let peer = theirs.course.proxier.to_string();
+    Row::new(
+        format!("{what}, {sizes}"),
+        peer,
+        &values(ours),
+        &values(theirs),
+        target,
+    )
+}
+
+fn size(outcome: &Outcome) -> String {
+    let load = outcome.course.load;
+    format!("{} x {}", load.services, load.endpoints)
+}
+
+/// In MiB.
+fn resident(outcome: &Outcome) -> Vec<f64> {
+    mebibytes(outcome, |memory| memory.resident)
+}
+
+/// In MiB.
+fn peak(outcome: &Outcome) -> Vec<f64> {
+    mebibytes(outcome, |memory| memory.peak)
+}
+
+fn mebibytes(outcome: &Outcome, value: fn(&Memory) -> u64) -> Vec<f64> {
+    let kibibytes = outcome.memory.as_ref().map(value).into_iter();
+    kibibytes.map(|kibibytes| kibibytes as f64 / 1024.0).collect()
 }
 
 /// Ours and a peer's, on the same objects.
 fn pair(ours: &Outcome, theirs: &Outcome) -> Vec<Row> {
     use Proxier::{UpstreamIpvs, UpstreamNftables};
     let (peer, load) = (theirs.course.proxier, theirs.course.load);
-    let size = format!("{} x {}", load.services, load.endpoints);
+    let size = size(theirs);
     let name = peer.to_string();
     let synced = |outcome: &Outcome, value: fn(&FirstSync) -> f64| -> Vec<f64> {
         outcome.first_syncs.iter().map(value).collect()
@@ -389,34 +475,13 @@ fn pair(ours: &Outcome, theirs: &Outcome) -> Vec<Row> {
     ] {
         add(what, &synced(ours, value), &synced(theirs, value), target);
     }
-    let mebibytes = |outcome: &Outcome, peak: bool| -> Vec<f64> {
-        let memory = outcome
-            .memory
-            .map(|memory| if peak { memory.peak } else { memory.resident });
-        memory
-            .map(|kibibytes| kibibytes as f64 / 1024.0)
-            .into_iter()
-            .collect()
-    };
     add(
         "resident memory [MiB]",
-        &mebibytes(ours, false),
-        &mebibytes(theirs, false),
+        &resident(ours),
+        &resident(theirs),
         memory,
     );
-    add(
-        "peak memory [MiB]",
-        &mebibytes(ours, true),
-        &mebibytes(theirs, true),
-        Target::None,
-    );
-    let idle = |outcome: &Outcome| -> Vec<f64> { outcome.idle.into_iter().collect() };
-    add(
-        "processor time when idle [s/s]",
-        &idle(ours),
-        &idle(theirs),
-        Target::None,
-    );
+    add("peak memory [MiB]", &peak(ours), &peak(theirs), Target::None);
     if !theirs.changes.is_empty() {
         let what = |which: &str| format!("one endpoint changes, {which} [s], {size}");
         rows.push(Row::new(
@@ -438,7 +503,7 @@ fn pair(ours: &Outcome, theirs: &Outcome) -> Vec<Row> {
 }
 
 fn binary_size(ours: &Path, upstream: &Path) -> Result<Row> {
-    let mebibytes = |path: &Path| {
+    let megabytes = |path: &Path| {
         let metadata = std::fs::metadata(path).map_err(|source| Error::Io {
             action: format!("find {}", path.display()),
             source,
@@ -449,8 +514,8 @@ fn binary_size(ours: &Path, upstream: &Path) -> Result<Row> {
     Ok(Row::new(
         what,
         "upstream",
-        &[mebibytes(ours)?],
-        &[mebibytes(upstream)?],
-        Target::None,
+        &[megabytes(ours)?],
+        &[megabytes(upstream)?],
+        Target::AtMost(15.0),
     ))
 }

@@ -34,6 +34,8 @@ pub(crate) enum Target {
     Times(f64),
     /// Our value by the peer's is to be at most this.
     Within(f64),
+    /// Our value is to be at most this, whatever the peer's is.
+    AtMost(f64),
     /// No ratio is asked for; the peer's value by ours is told.
     None,
 }
@@ -43,6 +45,7 @@ impl fmt::Display for Target {
         match self {
             Self::Times(times) => write!(f, "theirs/ours >= {times}"),
             Self::Within(times) => write!(f, "ours/theirs <= {times}"),
+            Self::AtMost(limit) => write!(f, "ours <= {limit}"),
             Self::None => f.write_str("-"),
         }
     }
@@ -86,14 +89,15 @@ impl Row {
         target: Target,
     ) -> Self {
         let ratio = ours.zip(theirs).map(|(ours, theirs)| match target {
-            Target::Times(_) | Target::None => theirs / ours,
+            Target::Times(_) | Target::AtMost(_) | Target::None => theirs / ours,
             Target::Within(_) => ours / theirs,
         });
-        let met = ratio.and_then(|ratio| match target {
-            Target::Times(times) => Some(ratio >= times),
-            Target::Within(times) => Some(ratio <= times),
+        let met = match target {
+            Target::Times(times) => ratio.map(|ratio| ratio >= times),
+            Target::Within(times) => ratio.map(|ratio| ratio <= times),
+            Target::AtMost(limit) => ours.map(|ours| ours <= limit),
             Target::None => None,
-        });
+        };
         Self {
             what: what.into(),
             peer: peer.into(),
@@ -222,6 +226,8 @@ mod tests {
         assert_eq!(close.met, Some(false));
         let missing = Row::new("x [s]", "y", &[1.3], &[], Target::Times(2.0));
         assert_eq!((missing.ratio, missing.met), (None, None));
+        let alone = Row::new("x [s]", "-", &[0.2, 0.1, 0.1], &[], Target::AtMost(0.15));
+        assert_eq!((alone.ratio, alone.met), (None, Some(true)));
     }
 
     #[test]
