@@ -27,7 +27,8 @@ pub struct Course {
     pub starts: usize,
     /// How many endpoints are replaced, one after another, after the last start.
     pub changes: usize,
-    /// How long it is watched doing nothing, after one more start, in seconds.
+    /// How long it is watched doing nothing, after one more start, in seconds: synchronisation periods, of 30 seconds,
+    /// so that each has its part.
     pub idle: u64,
     /// How long a start may take, in seconds.
     pub patience: u64,

@@ -200,8 +200,7 @@ fn trial(services: usize) -> Vec<Task> {
     let short = |proxier| Course {
         starts: 2,
         changes: 3,
-        // A verification is among it.
-        idle: 35,
+        idle: 30,
         ..course(proxier, services)
     };
     let courses = Proxier::ALL.map(|proxier| Task::Course(short(proxier)));
@@ -218,7 +217,7 @@ fn quick() -> Vec<Task> {
         },
         Course {
             changes: 10,
-            idle: 60,
+            idle: 30,
             ..course(UpstreamIpvs, 200)
         },
         Course {
@@ -229,7 +228,7 @@ fn quick() -> Vec<Task> {
         Course {
             starts: 3,
             changes: 50,
-            idle: 60,
+            idle: 30,
             ..course(Ours, 1000)
         },
         Course {
