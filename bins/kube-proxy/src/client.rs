@@ -241,6 +241,12 @@ fn plain(url: &str) -> Result<Config, Error> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        time,
+    };
+
     use super::*;
 
     #[tokio::test]
@@ -264,6 +270,31 @@ mod tests {
             message(None, Some("10.0.0.1:6443")).await,
             "--master \"10.0.0.1:6443\" is not a URL such as https://10.0.0.1:6443"
         );
+    }
+
+    /// F6, where there are no pings: the one says nothing at all, the other begins an answer and does not go on.
+    #[tokio::test(start_paused = true)]
+    async fn f6_an_api_server_that_says_nothing_more_is_not_waited_for() {
+        for said in ["", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let client = connect(None, Some(&url), Arc::new(Metrics::new().unwrap()));
+            let client = client.await.unwrap();
+            let begin = time::Instant::now();
+            let request = client.request_text(Request::new(Vec::new()));
+            let server = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read(&mut [0; 1000]).await.unwrap();
+                stream.write_all(said.as_bytes()).await.unwrap();
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                answer = request => assert!(answer.is_err(), "{answer:?}"),
+                () = server => {}
+            }
+            let took = begin.elapsed();
+            assert!((SILENT..2 * SILENT).contains(&took), "{said:?}: {took:?}");
+        }
     }
 
     #[test]
