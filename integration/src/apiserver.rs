@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::Client;
 use crate::daemon::Daemon;
@@ -111,7 +111,8 @@ impl ApiServer {
         self.port
     }
 
-    /// A kubeconfig for the loopback address. Its users are the same one, by token and by certificate.
+    /// A kubeconfig for the loopback address. Its users are the same one, by token and by certificate, and somebody whom
+    /// the server does not know.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir.join("kubeconfig")
@@ -141,10 +142,8 @@ impl ApiServer {
             "clusters": [{"name": "lab", "cluster": cluster}],
             "users": [
                 {"name": "lab", "user": {"token": TOKEN}},
-                {"name": "lab-by-certificate", "user": {
-                    "client-certificate-data": self.encoded("client.crt")?,
-                    "client-key-data": self.encoded("client.key")?,
-                }},
+                {"name": "lab-by-certificate", "user": self.by_certificate("client")?},
+                {"name": "stranger", "user": self.by_certificate("stranger")?},
             ],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
             "current-context": "lab",
@@ -153,13 +152,22 @@ impl ApiServer {
         fs::write(&file, kubeconfig.to_string()).path("write", &file)
     }
 
-    /// Makes an authority for clients' certificates, and a certificate for the one user.
+    /// A user of a kubeconfig with a certificate of this name.
+    fn by_certificate(&self, name: &str) -> Result<Value> {
+        Ok(json!({
+            "client-certificate-data": self.encoded(&format!("{name}.crt"))?,
+            "client-key-data": self.encoded(&format!("{name}.key"))?,
+        }))
+    }
+
+    /// Makes an authority for clients' certificates, a certificate for the one user, and one that nobody vouches for.
     fn make_client_certificate(&self) -> Result<()> {
         packages::require("openssl", "openssl", "to make a client certificate")?;
         let new_certificate = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
         for signed in [
             "-subj /CN=lab-clients -keyout client-ca.key -out client-ca.crt",
             "-subj /CN=lab -keyout client.key -out client.crt -CA client-ca.crt -CAkey client-ca.key",
+            "-subj /CN=stranger -keyout stranger.key -out stranger.crt",
         ] {
             let arguments = new_certificate.split(' ').chain(signed.split(' '));
             output(Command::new("openssl").args(arguments).current_dir(&self.dir))?;

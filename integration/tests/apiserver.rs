@@ -1,5 +1,6 @@
 //! The main job with a real API server: what it says, the kernel does, also after the server was away.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -579,6 +580,33 @@ fn all_kinds_of_credentials_that_a_kubeconfig_may_have_are_shown() -> Result<()>
         watched.start_with(path.to_str().unwrap(), says)?;
     }
     Ok(())
+}
+
+/// As one that has run out, a certificate that the API server does not accept is read again.
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn a_certificate_that_is_replaced_is_used_without_a_restart() -> Result<()> {
+    let mut watched = Watched::new()?;
+    let mut kubeconfig: Value = serde_json::from_str(&fs::read_to_string(KUBECONFIG).unwrap()).unwrap();
+    let files = ["client-certificate", "client-key"].map(|name| (name, watched.cluster.scratch(name)));
+    let write = |user: &Value| {
+        for (name, path) in &files {
+            let data = user[format!("{name}-data")].as_str().unwrap();
+            fs::write(path, BASE64_STANDARD.decode(data).unwrap()).unwrap();
+        }
+    };
+    let [known, stranger] = [1, 2].map(|user| kubeconfig["users"][user]["user"].clone());
+    write(&stranger);
+    let user: HashMap<_, _> = files.iter().cloned().collect();
+    kubeconfig["users"] = json!([{"name": "lab", "user": user}]);
+    let path = watched.cluster.scratch("kubeconfig");
+    fs::write(&path, kubeconfig.to_string()).unwrap();
+    watched.start_with(path.to_str().unwrap(), "the API server answers 401")?;
+    write(&known);
+    match &mut watched.kube_proxy {
+        Some(kube_proxy) => kube_proxy.wait_for("in sync"),
+        None => unreachable!("it was started"),
+    }
 }
 
 /// In a Pod, as with a kubeconfig's tokenFile: the kubelet replaces the token long before it is good no more.

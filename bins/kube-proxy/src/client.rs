@@ -10,14 +10,17 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use http_body_util::BodyExt;
 use hyper::{
-    Request,
-    body::Body as _,
+    Request, Response, StatusCode,
+    body::{Body as _, Incoming},
     header::{AUTHORIZATION, HeaderValue, USER_AGENT},
 };
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
@@ -26,7 +29,7 @@ use hyper_util::{
     client::legacy::{
         self,
         connect::{
-            HttpConnector,
+            Connect, HttpConnector,
             dns::{GaiResolver, Name},
         },
     },
@@ -37,8 +40,8 @@ use kube::{
     client::{Body, ClientBuilder, ConfigExt},
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use tower::{ServiceBuilder, ServiceExt, service_fn, util::MapRequestLayer};
-use tower_http::timeout::ResponseBodyTimeoutLayer;
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn, util::MapRequestLayer};
+use tower_http::timeout::{ResponseBodyTimeoutLayer, TimeoutBody};
 use tracing::{info, warn};
 
 use crate::metrics::Metrics;
@@ -104,9 +107,83 @@ pub(crate) async fn connect(
         config.auth_info.token = None;
     }
 
-    let resolutions = metrics.clone();
+    let renewable = config.clone();
+    let mut current = session(&config, &metrics)?;
+    let refused = Arc::new(AtomicBool::new(false));
+    let measured = service_fn(move |request: Request<Body>| {
+        if refused.swap(false, Ordering::Relaxed) {
+            match session(&renewable, &metrics) {
+                Ok(renewed) => current = renewed,
+                Err(error) => {
+                    warn!("the API server refuses our credentials, and there are no others: {error}")
+                }
+            }
+        }
+        let (session, metrics, refused) = (current.clone(), metrics.clone(), refused.clone());
+        async move {
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let size = request.body().size_hint().exact();
+            let begin = Instant::now();
+            let result = session.oneshot(request).await;
+            // As upstream calls a request that has no answer.
+            let status = result.as_ref().map(|response| response.status());
+            let code = status.as_ref().map_or("<error>", |status| status.as_str());
+            metrics.note_request(&method, &uri, code, size, begin.elapsed());
+            if matches!(status, Ok(StatusCode::UNAUTHORIZED)) {
+                refused.store(true, Ordering::Relaxed);
+            }
+            result.map(|response| {
+                let mut answer = metrics.answer(&method, &uri, response.status());
+                response.map(|body| {
+                    body.map_frame(move |frame| {
+                        answer.note(frame.data_ref().map_or(0, |data| data.len()));
+                        frame
+                    })
+                })
+            })
+        }
+    });
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(token.map(|mut token| MapRequestLayer::new(move |request| token.authorize(request))))
+        .layer(config.extra_headers_layer()?)
+        .service(measured);
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+/// Speaks to the API server with the credentials that there are now: certificates are read from their files, and an
+/// exec plugin is asked for what it has. Once the API server refuses them, it is time for another session.
+fn session(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<
+    impl Service<Request<Body>, Response = Response<TimeoutBody<Incoming>>, Error = BoxError, Future: Send>
+    + Clone
+    + Send
+    + use<>,
+    Error,
+> {
+    let client = legacy::Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        // One that carries watches is in use, however long ago the last of them began.
+        .pool_idle_timeout(None)
+        .http2_keep_alive_interval(IDLE)
+        .http2_keep_alive_timeout(PONG)
+        .http2_keep_alive_while_idle(true)
+        .build(connector(config, metrics.clone())?);
+    Ok(ServiceBuilder::new()
+        .option_layer(config.auth_layer()?)
+        .layer(ResponseBodyTimeoutLayer::new(SILENT))
+        .timeout(SILENT)
+        .service(client))
+}
+
+fn connector(
+    config: &Config,
+    metrics: Arc<Metrics>,
+) -> Result<impl Connect + Clone + Send + Sync + use<>, Error> {
     let resolver = service_fn(move |name: Name| {
-        let metrics = resolutions.clone();
+        let metrics = metrics.clone();
         async move {
             let begin = Instant::now();
             let addresses = GaiResolver::new().oneshot(name.clone()).await;
@@ -129,47 +206,7 @@ pub(crate) async fn connect(
     }
     let mut connector = TimeoutConnector::new(tls.enable_all_versions().wrap_connector(tcp));
     connector.set_connect_timeout(Some(CONNECT));
-    let client = legacy::Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        // One that carries watches is in use, however long ago the last of them began.
-        .pool_idle_timeout(None)
-        .http2_keep_alive_interval(IDLE)
-        .http2_keep_alive_timeout(PONG)
-        .http2_keep_alive_while_idle(true)
-        .build(connector);
-    let transport = ServiceBuilder::new()
-        .layer(ResponseBodyTimeoutLayer::new(SILENT))
-        .timeout(SILENT)
-        .service(client);
-    let measured = service_fn(move |request: Request<Body>| {
-        let (transport, metrics) = (transport.clone(), metrics.clone());
-        async move {
-            let (method, uri) = (request.method().clone(), request.uri().clone());
-            let size = request.body().size_hint().exact();
-            let begin = Instant::now();
-            let result = transport.oneshot(request).await;
-            // As upstream calls a request that has no answer.
-            let status = result.as_ref().map(|response| response.status());
-            let code = status.as_ref().map_or("<error>", |status| status.as_str());
-            metrics.note_request(&method, &uri, code, size, begin.elapsed());
-            result.map(|response| {
-                let mut answer = metrics.answer(&method, &uri, response.status());
-                response.map(|body| {
-                    body.map_frame(move |frame| {
-                        answer.note(frame.data_ref().map_or(0, |data| data.len()));
-                        frame
-                    })
-                })
-            })
-        }
-    });
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
-        .option_layer(token.map(|mut token| MapRequestLayer::new(move |request| token.authorize(request))))
-        .layer(config.extra_headers_layer()?)
-        .service(measured);
-    Ok(ClientBuilder::new(service, config.default_namespace).build())
+    Ok(connector)
 }
 
 /// A file with a token that is replaced while we run, as the kubelet does with those of service accounts. Requests are
@@ -284,7 +321,7 @@ mod tests {
             let request = client.request_text(Request::new(Vec::new()));
             let server = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                stream.read(&mut [0; 1000]).await.unwrap();
+                assert_ne!(stream.read(&mut [0; 1000]).await.unwrap(), 0);
                 stream.write_all(said.as_bytes()).await.unwrap();
                 std::future::pending::<()>().await;
             };
