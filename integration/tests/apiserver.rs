@@ -599,6 +599,16 @@ fn a_certificate_that_is_replaced_is_used_without_a_restart() -> Result<()> {
     write(&stranger);
     let user: HashMap<_, _> = files.iter().cloned().collect();
     kubeconfig["users"] = json!([{"name": "lab", "user": user}]);
+    // Who vouches for the API server may be in a file, too.
+    let cluster = &mut kubeconfig["clusters"][0]["cluster"];
+    let authority = cluster["certificate-authority-data"].take();
+    let file = watched.cluster.scratch("ca.crt");
+    fs::write(
+        &file,
+        BASE64_STANDARD.decode(authority.as_str().unwrap()).unwrap(),
+    )
+    .unwrap();
+    cluster["certificate-authority"] = file.to_str().into();
     let path = watched.cluster.scratch("kubeconfig");
     fs::write(&path, kubeconfig.to_string()).unwrap();
     watched.start_with(path.to_str().unwrap(), "the API server answers 401")?;

@@ -256,9 +256,11 @@ async fn configuration(kubeconfig: Option<&Path>, master: Option<&str>) -> Resul
                 source,
             };
             let file = Kubeconfig::read_from(path).map_err(fail)?;
+            let authority = authority(&file);
             let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                 .await
                 .map_err(fail)?;
+            config.root_cert_file = authority;
             if let Some(url) = master {
                 config.cluster_url = plain(url)?.cluster_url;
             }
@@ -266,6 +268,20 @@ async fn configuration(kubeconfig: Option<&Path>, master: Option<&str>) -> Resul
         }
         (None, Some(url)) => plain(url),
         (None, None) => Config::incluster().map_err(Error::NotInCluster),
+    }
+}
+
+/// The file that says who may vouch for the API server, if the kubeconfig does not say so itself. It is read again once a
+/// minute, as that of a Pod.
+fn authority(file: &Kubeconfig) -> Option<PathBuf> {
+    let current = file.current_context.as_ref()?;
+    let context = file.contexts.iter().find(|context| context.name == *current)?;
+    let name = &context.context.as_ref()?.cluster;
+    let cluster = file.clusters.iter().find(|cluster| cluster.name == *name)?;
+    let cluster = cluster.cluster.as_ref()?;
+    match cluster.certificate_authority_data {
+        Some(_) => None,
+        None => cluster.certificate_authority.as_ref().map(PathBuf::from),
     }
 }
 
@@ -332,6 +348,22 @@ mod tests {
             let took = begin.elapsed();
             assert!((SILENT..2 * SILENT).contains(&took), "{said:?}: {took:?}");
         }
+    }
+
+    #[test]
+    fn the_current_cluster_s_authority_is_in_a_file_or_not() {
+        let of = |current: &str| {
+            let text = format!(
+                "{{current-context: {current}, \
+                  contexts: [{{name: a, context: {{cluster: file}}}}, {{name: b, context: {{cluster: data}}}}], \
+                  clusters: [{{name: data, cluster: {{certificate-authority: /x, certificate-authority-data: eA==}}}}, \
+                             {{name: file, cluster: {{certificate-authority: /ca.crt}}}}]}}"
+            );
+            authority(&Kubeconfig::from_yaml(&text).unwrap())
+        };
+        assert_eq!(of("a"), Some("/ca.crt".into()));
+        assert_eq!(of("b"), None);
+        assert_eq!(of("c"), None);
     }
 
     #[test]
