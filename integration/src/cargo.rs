@@ -64,18 +64,6 @@ pub fn program(package: &str, name: &str) -> Result<PathBuf> {
     build(name, &["build", "--package", package, "--bin", name], &[])
 }
 
-/// The same, as it is released.
-///
-/// # Errors
-/// As of [`program`].
-pub fn released_program(package: &str, name: &str) -> Result<PathBuf> {
-    build(
-        name,
-        &["build", "--release", "--package", package, "--bin", name],
-        &[],
-    )
-}
-
 /// A benchmark of a package, as it is released.
 ///
 /// # Errors

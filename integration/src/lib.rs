@@ -30,6 +30,7 @@
 //!
 //! Everything that was fetched or made is kept under `target/lab`; once it is there, no network is needed.
 
+mod clock;
 mod cpio;
 mod daemon;
 mod error;

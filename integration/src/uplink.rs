@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::pipe;
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::Client;
 use crate::apiserver::{ApiServer, HOST_OF_GUEST};
 use crate::bench::load::{self, Load};
+use crate::clock::monotonic;
 use crate::error::{Context, Error, Result};
 use crate::guest::Guest;
 use crate::namespace::Namespace;
@@ -30,6 +31,9 @@ pub const KUBECONFIG: &str = "/root/kubeconfig";
 /// The environment variables with the ports, on the host's loopback, of the server and of who kills and resumes it.
 const PORT: &str = "LAB_API_PORT";
 const CONTROL: &str = "LAB_API_CONTROL";
+
+/// How long the guest is left alone before a change.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// Runs a command in a guest, whose programs can [`open`](Uplink::open) an uplink to this server.
 ///
@@ -65,7 +69,7 @@ enum Order {
     Resume,
     /// Make the objects of a load.
     Load(Load),
-    /// Replace the first endpoint of the load's Service with this number.
+    /// Replace the first endpoint of the load's Service with this number, [`QUIET`] after the answer.
     Replace(usize, IpAddr),
     /// Take no more orders.
     End,
@@ -78,6 +82,7 @@ fn obey(control: &TcpListener, server: &mut ApiServer) {
         let mut line = String::new();
         // Whoever says nothing orders nothing.
         let _ = BufReader::new(&connection).read_line(&mut line);
+        let mut replace = None;
         let done = match serde_json::from_str(&line) {
             Ok(Order::Kill) => {
                 server.kill();
@@ -85,15 +90,24 @@ fn obey(control: &TcpListener, server: &mut ApiServer) {
             }
             Ok(Order::Resume) => server.resume(),
             Ok(Order::Load(load)) => make(server, load, &mut made),
-            Ok(Order::Replace(service, address)) => server
-                .client()
-                .and_then(|client| client.replace_endpoint(&load::name(service), address)),
+            Ok(Order::Replace(service, address)) => {
+                replace = Some((service, address));
+                Ok(())
+            }
             Ok(Order::End) => return,
             Err(error) => Err(Error::Unavailable(format!("no such order: {error}"))),
         };
         let answer = done.map_or_else(|error| error.to_string().replace('\n', " "), |()| String::new());
         // The guest may be gone.
         let _ = writeln!(&connection, "{answer}");
+        drop(connection);
+        if let Some((service, address)) = replace {
+            thread::sleep(QUIET);
+            let client = server.client();
+            let replaced = client.and_then(|client| client.replace_endpoint(&load::name(service), address));
+            // The guest waits for it in vain, and says so.
+            replaced.unwrap_or_else(|error| eprintln!("lab: {error}"));
+        }
     }
 }
 
@@ -194,10 +208,11 @@ impl Uplink {
         order(self.control, Order::Load(load))
     }
 
-    /// Has the host replace the first endpoint of the load's Service with this number.
+    /// Has the host replace the first endpoint of the load's Service with this number, a moment later: then nothing but
+    /// the change itself is at work in the guest.
     ///
     /// # Errors
-    /// There is no such Service.
+    /// The host does not answer.
     pub fn replace(&self, service: usize, address: IpAddr) -> Result<()> {
         order(self.control, Order::Replace(service, address))
     }
@@ -230,7 +245,7 @@ fn port(variable: &str) -> Result<u16> {
 
 /// When the API server had something to say.
 #[derive(Debug, Clone, Default)]
-pub struct Arrivals(Arc<Mutex<Option<Instant>>>);
+pub struct Arrivals(Arc<Mutex<Option<Duration>>>);
 
 impl Arrivals {
     /// Forgets what came before.
@@ -238,17 +253,17 @@ impl Arrivals {
         *self.lock() = None;
     }
 
-    /// When the first bytes came since.
+    /// When the first bytes came since, as of `CLOCK_MONOTONIC`.
     #[must_use]
-    pub fn first(&self) -> Option<Instant> {
+    pub fn first(&self) -> Option<Duration> {
         *self.lock()
     }
 
     fn note(&self) {
-        self.lock().get_or_insert_with(Instant::now);
+        self.lock().get_or_insert_with(monotonic);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Duration>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -341,6 +356,9 @@ impl Drop for Forward {
 
 /// Copies between two connections until both have ended.
 fn join(client: TcpStream, server: TcpStream, answers: &Answers) -> io::Result<()> {
+    // What comes in two segments must not wait until the first is acknowledged.
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
     let answers = answers.of(server.try_clone()?);
     copy(client.try_clone()?, server);
     copy(answers, client);

@@ -7,6 +7,7 @@
 //! first_server  when the kernel has the first virtual server
 //! probe         when the kernel has a change, seen without getting in the proxier's way
 //! measure       one course, in the guest
+//! trace         the kernel's own record of IPVS commands
 //! flows         the packets' costs, in the guest
 //! ```
 
@@ -16,6 +17,7 @@ pub mod flows;
 pub mod load;
 pub mod measure;
 mod probe;
+mod trace;
 
 pub use course::{Course, FirstSync, FlowCosts, Flows, Limit, Line, Memory, NodeCosts, Outcome, Task};
 pub use load::Load;

@@ -11,6 +11,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::bench::Load;
+use crate::bench::trace::Commands;
+use crate::clock::monotonic;
 use crate::error::{Context, Error, Result};
 use crate::namespace::Namespace;
 use crate::proxiers::Proxier;
@@ -19,70 +21,74 @@ const NETLINK_NETFILTER: isize = 12;
 const NFNLGRP_NFTABLES: u32 = 7;
 
 /// The least time between two looks.
-const FIRST_PAUSE: Duration = Duration::from_micros(500);
+const LEAST_PAUSE: Duration = Duration::from_millis(20);
 
-/// Looks at a node's kernel for one proxier's changes.
+/// When it is first looked whether a change has come: late enough to leave the processor to a quick proxier.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+
+/// Sees when a node's kernel has a change of one proxier's.
 pub(crate) struct Probe {
     runtime: Runtime,
     source: Source,
 }
 
 enum Source {
-    /// IPVS says nothing by itself and is asked.
-    Ipvs(Handle),
+    /// IPVS is asked whether it has the change, and the kernel's record since when.
+    Ipvs(Handle, Commands),
     /// nftables tells of each transaction.
     Nftables(Notifications),
 }
 
 impl Probe {
     pub(crate) fn new(node: &Namespace, proxier: Proxier) -> Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.context(|| "start a probe".into())?;
-        let source = node.enter(|| {
-            let connected = runtime.block_on(async {
-                Ok(match proxier {
-                    Proxier::Ours | Proxier::UpstreamIpvs => Source::Ipvs(Handle::connect().await?),
-                    Proxier::UpstreamNftables => Source::Nftables(
-                        Notifications::subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])
-                            .map_err(ipvs::Error::from)?,
-                    ),
-                })
-            });
-            connected.map_err(|error: ipvs::Error| unavailable(&error))
-        })?;
+        let runtime = runtime()?;
+        let source = match proxier {
+            Proxier::Ours | Proxier::UpstreamIpvs => {
+                Source::Ipvs(connect(node, &runtime)?, Commands::record()?)
+            }
+            Proxier::UpstreamNftables => {
+                let subscribe = async { Notifications::subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]) };
+                let subscribed = || runtime.block_on(subscribe).map_err(|error| unavailable(&error));
+                Source::Nftables(node.enter(subscribed)?)
+            }
+        };
         Ok(Self { runtime, source })
     }
 
     /// Forgets what has happened so far.
-    pub(crate) fn forget(&mut self) {
-        if let Source::Nftables(notifications) = &mut self.source {
-            while notifications.try_next::<Ignored>().is_some() {}
+    pub(crate) fn forget(&mut self) -> Result<()> {
+        match &mut self.source {
+            Source::Ipvs(_, commands) => commands.forget(),
+            Source::Nftables(notifications) => {
+                while notifications.try_next::<Ignored>().is_some() {}
+                Ok(())
+            }
         }
     }
 
     /// Waits until the Service with this number has this endpoint, or, where the kernel tells of changes itself,
-    /// until it tells of one. `None` if it does not come in time.
+    /// until it tells of one. When that was, as of [`monotonic`]; `None` if it does not come in time.
     pub(crate) fn wait(
         &mut self,
         service: usize,
         endpoint: IpAddr,
         limit: Duration,
-    ) -> Result<Option<Instant>> {
-        let start = Instant::now();
+    ) -> Result<Option<Duration>> {
         match &mut self.source {
-            Source::Ipvs(handle) => {
+            Source::Ipvs(handle, commands) => {
+                let start = Instant::now();
                 let key = key(service);
                 let endpoint = SocketAddr::new(endpoint, Load::TARGET_PORT);
                 while start.elapsed() < limit {
+                    thread::sleep(pause(start.elapsed()).max(FIRST_LOOK));
                     let servers = self.runtime.block_on(handle.destinations(&key));
                     let servers = servers.map_err(|error| unavailable(&error))?;
                     if servers
                         .iter()
                         .any(|server| server.destination.socket_addr() == endpoint)
                     {
-                        return Ok(Some(Instant::now()));
+                        return commands.last();
                     }
-                    thread::sleep(pause(start.elapsed()));
                 }
                 Ok(None)
             }
@@ -91,35 +97,47 @@ impl Probe {
                     .runtime
                     .block_on(async { timeout(limit, notifications.next::<Ignored>()).await });
                 // Also a notification that did not fit is one.
-                Ok(told.is_ok().then(Instant::now))
+                Ok(told.is_ok().then(monotonic))
             }
         }
     }
+}
 
-    /// How many of the first `services` Services have `endpoints` real servers each.
-    pub(crate) fn complete(&mut self, load: Load) -> Result<usize> {
-        let Source::Ipvs(handle) = &mut self.source else {
-            return Ok(load.services);
-        };
-        let complete = self.runtime.block_on(async {
-            let mut complete = 0;
-            for service in 0..load.services {
-                match handle.destinations(&key(service)).await {
-                    Ok(servers) => complete += usize::from(servers.len() == load.endpoints),
-                    Err(ipvs::Error::NoSuchService(_)) => {}
-                    Err(error) => return Err(error),
-                }
+/// How many Services of a load have all their real servers in a node's IPVS.
+pub(crate) fn complete(node: &Namespace, load: Load) -> Result<usize> {
+    let runtime = runtime()?;
+    let mut handle = connect(node, &runtime)?;
+    let complete = runtime.block_on(async {
+        let mut complete = 0;
+        for service in 0..load.services {
+            match handle.destinations(&key(service)).await {
+                Ok(servers) => complete += usize::from(servers.len() == load.endpoints),
+                Err(ipvs::Error::NoSuchService(_)) => {}
+                Err(error) => return Err(error),
             }
-            Ok(complete)
-        });
-        complete.map_err(|error| unavailable(&error))
-    }
+        }
+        Ok(complete)
+    });
+    complete.map_err(|error| unavailable(&error))
+}
+
+fn runtime() -> Result<Runtime> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.context(|| "start a probe".into())
+}
+
+fn connect(node: &Namespace, runtime: &Runtime) -> Result<Handle> {
+    node.enter(|| {
+        runtime
+            .block_on(Handle::connect())
+            .map_err(|error| unavailable(&error))
+    })
 }
 
 /// How long to wait before looking again: a twentieth of the time so far, so that looking takes little of the node's
-/// processor, and a measured time is right to five percent.
+/// processor.
 pub(crate) fn pause(elapsed: Duration) -> Duration {
-    (elapsed / 20).max(FIRST_PAUSE)
+    (elapsed / 20).max(LEAST_PAUSE)
 }
 
 fn key(service: usize) -> ServiceKey {

@@ -1,5 +1,6 @@
 //! `cargo xtask package`: the program as it is shipped, static, for each architecture; and a look at what deploys it.
 
+use std::env::consts::ARCH;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -121,6 +122,15 @@ fn check_deployments() -> Result<()> {
         println!("{name}: accepted");
     }
     Ok(())
+}
+
+/// What is shipped for machines like this one.
+pub(crate) fn native() -> Result<PathBuf> {
+    let native = ARCHITECTURES
+        .iter()
+        .find(|architecture| architecture.target.starts_with(ARCH));
+    let unknown = || Error::Unavailable(format!("nothing is shipped for {ARCH}"));
+    build(native.ok_or_else(unknown)?)
 }
 
 fn build(architecture: &Architecture) -> Result<PathBuf> {

@@ -19,6 +19,7 @@ use integration::{ApiServer, Error, Guest, Lab, Result, cargo, uplink};
 
 use self::row::{Row, Target};
 use crate::lines::Lines;
+use crate::package;
 
 /// The time that a guest has for all of it.
 const LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
@@ -78,7 +79,7 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     };
     let go = Go::find()?;
     let upstream = go.build(&Lab::open()?, Program::KubeProxy)?;
-    let ours = cargo::released_program("kube-proxy", "kube-proxy")?;
+    let ours = package::native()?;
     let measured = measure(&plan, &go, &ours, &upstream, arguments.get_one("kernel").copied())?;
     let mut rows = compare(&measured.outcomes);
     rows.extend(flows::rows(&measured.flows));
