@@ -1,11 +1,11 @@
-//! The program: a source on this thread, the proxier on another, and the signals that end it.
+//! The program: a source, the proxier and the signals that end it, all on one thread: a change is in the kernel without
+//! another having to wake up.
 
 use std::{
     future::pending,
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
 };
 
 use proxier::{
@@ -20,12 +20,8 @@ use proxier::{
 };
 use serde_json::json;
 use tokio::{
-    runtime,
     signal::unix::{SignalKind, signal},
-    sync::{
-        mpsc::{self, Receiver, UnboundedReceiver, UnboundedSender},
-        oneshot,
-    },
+    sync::mpsc::{self, Receiver, UnboundedReceiver, UnboundedSender},
 };
 use tracing::info;
 
@@ -211,7 +207,7 @@ async fn program(
         return Ok(inspect::answer(&settings.request, settings.output, config, relay, &mut out).await?);
     }
     let (to_proxier, inbox) = mpsc::unbounded_channel();
-    let stopped = start_proxier(config, settings.source.to_string(), inbox, reporter)?;
+    let source = settings.source.to_string();
     let relaying = async {
         while let Some(change) = relay.next().await? {
             metrics.note_change(&change);
@@ -222,41 +218,32 @@ async fn program(
     };
     tokio::select! {
         ended = relaying => ended,
-        ended = stopped => ended.unwrap_or(Err(Error::Stopped)),
+        ended = proxy(config, &source, inbox, reporter) => ended,
     }
 }
 
-/// Runs the proxier on a thread of its own, so that neither a slow API server nor a slow kernel delays the
-/// other. What is received is how it ended.
-fn start_proxier(
+/// Programs Services until there is nobody to tell of changes any more.
+async fn proxy(
     config: Config,
-    source: String,
+    source: &str,
     changes: UnboundedReceiver<Change>,
     reports: UnboundedSender<Report>,
-) -> io::Result<oneshot::Receiver<Result<(), Error>>> {
-    let (ended, result) = oneshot::channel();
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::Builder::new().name("proxier".to_owned()).spawn(move || {
-        let result = runtime.block_on(async {
-            let kernel = Linux::prepare(&config).await?;
-            let families: Vec<String> = kernel.families().iter().map(ToString::to_string).collect();
-            info!(
-                version = env!("CARGO_PKG_VERSION"),
-                mode = "ipvs",
-                scheduler = %config.scheduler,
-                families = families.join(","),
-                kernel = %rustix::system::uname().release().to_string_lossy(),
-                node = %config.node_name,
-                source,
-                "Programming Services"
-            );
-            let reconciler = Reconciler::new(config, kernel, reports)
-                .await
-                .map_err(Error::Observe)?;
-            reconciler.run(changes).await;
-            Ok(())
-        });
-        _ = ended.send(result);
-    })?;
-    Ok(result)
+) -> Result<(), Error> {
+    let kernel = Linux::prepare(&config).await?;
+    let families: Vec<String> = kernel.families().iter().map(ToString::to_string).collect();
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        mode = "ipvs",
+        scheduler = %config.scheduler,
+        families = families.join(","),
+        kernel = %rustix::system::uname().release().to_string_lossy(),
+        node = %config.node_name,
+        source,
+        "Programming Services"
+    );
+    let reconciler = Reconciler::new(config, kernel, reports)
+        .await
+        .map_err(Error::Observe)?;
+    reconciler.run(changes).await;
+    Err(Error::Stopped)
 }

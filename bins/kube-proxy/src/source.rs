@@ -1,5 +1,7 @@
 //! Where the proxier's objects come from.
 
+use std::fmt::Display;
+
 use proxier::model::Change;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::warn;
@@ -14,7 +16,7 @@ pub(crate) mod manifests;
 pub(crate) type Sink = UnboundedSender<Change>;
 
 /// Tells what of an object cannot be used; the rest of it is.
-fn report(kind: &str, name: &str, problems: &[Problem]) {
+fn report(kind: &str, name: &dyn Display, problems: &[Problem]) {
     for problem in problems {
         warn!("{kind} {name}: {problem}");
     }

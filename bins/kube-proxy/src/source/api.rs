@@ -177,9 +177,9 @@ impl<K: Object> Watch<K> {
         if let Some(eligible) = object.is_eligible() {
             self.health.set_node_eligible(eligible);
         }
-        let converted = object.convert();
-        report(&K::kind(&()), &format!("{}", name(object)), &converted.problems);
-        self.known.insert(name(object), true);
+        let (name, converted) = (name(object), object.convert());
+        report(&K::kind(&()), &name, &converted.problems);
+        self.known.insert(name, true);
         self.send(converted.change);
     }
 

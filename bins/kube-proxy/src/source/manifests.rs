@@ -240,7 +240,7 @@ fn convert<O: Object>(object: &mut O, path: &Path) -> Option<(ObjectName, Change
     let converted = object.convert();
     report(
         &format!("{}: {}", path.display(), O::kind(&())),
-        &name.to_string(),
+        &name,
         &converted.problems,
     );
     Some((name, converted.change?))
