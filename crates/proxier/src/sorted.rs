@@ -26,7 +26,7 @@ impl<T: Ord> Set<T> {
     pub fn insert(&mut self, value: T) -> bool {
         let place = self.0.binary_search(&value);
         if let Err(place) = place {
-            self.0.insert(place, value);
+            insert(&mut self.0, place, value);
         }
         place.is_err()
     }
@@ -62,6 +62,7 @@ impl<T: Ord> FromIterator<T> for Set<T> {
         let mut values = Vec::from_iter(values);
         values.sort();
         values.dedup();
+        values.shrink_to_fit();
         Self(values)
     }
 }
@@ -121,7 +122,7 @@ impl<K: Ord, V> Map<K, V> {
                     entry.1 = value;
                 }
             }
-            Err(place) => self.0.insert(place, (key, value)),
+            Err(place) => insert(&mut self.0, place, (key, value)),
         }
     }
 
@@ -137,7 +138,7 @@ impl<K: Ord, V> Map<K, V> {
     }
 
     /// The values, in the order of their keys.
-    pub fn values(&self) -> impl Iterator<Item = &V> {
+    pub fn values(&self) -> impl Iterator<Item = &V> + Clone {
         self.0.iter().map(|(_, value)| value)
     }
 }
@@ -168,6 +169,7 @@ impl<K: Ord, V> FromIterator<(K, V)> for Map<K, V> {
             }
             same
         });
+        entries.shrink_to_fit();
         Self(entries)
     }
 }
@@ -179,6 +181,14 @@ impl<'a, K, V> IntoIterator for &'a Map<K, V> {
     fn into_iter(self) -> Self::IntoIter {
         self.0.iter()
     }
+}
+
+/// Inserts where room for one more is room for one more: a vector's own growth begins with four, and doubles.
+fn insert<T>(values: &mut Vec<T>, place: usize, value: T) {
+    if values.len() == values.capacity() {
+        values.reserve_exact(1 + values.len() / 4);
+    }
+    values.insert(place, value);
 }
 
 #[cfg(test)]

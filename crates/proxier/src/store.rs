@@ -1,21 +1,20 @@
 //! The current Services and EndpointSlices, and which Service a change concerns.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use foldhash::{HashMap, HashSet};
 
-use crate::model::{Change, EndpointSlice, Node, ObjectName, Service};
+use crate::{
+    model::{Change, EndpointSlice, Node, ObjectName, Service},
+    sorted::Map,
+};
 
 /// The objects that the source has sent, by name.
 #[derive(Debug, Default)]
 pub struct Store {
     services: HashMap<ObjectName, Service>,
     /// By owning Service: its slices by their own name, so that a merge visits them in one order.
-    slices: HashMap<ObjectName, BTreeMap<Arc<str>, EndpointSlice>>,
+    slices: HashMap<ObjectName, Map<Arc<str>, EndpointSlice>>,
     /// By slice: the Service that it was last seen to belong to. The label may change.
     owners: HashMap<ObjectName, ObjectName>,
     /// A cluster has few node names and an endpoint names one each: all share these.
@@ -85,7 +84,7 @@ impl Store {
 
     /// The slices of a Service, in the order of their names.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> + Clone {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flat_map(Map::values)
     }
 
     /// Where API servers listen: the endpoints of `default/kubernetes`.
@@ -110,6 +109,7 @@ impl Store {
 
     fn put_slice(&mut self, mut slice: EndpointSlice) -> Affected {
         self.share_node_names(&mut slice);
+        slice.endpoints.shrink_to_fit();
         let owner = slice.service_name();
         let mut affected = match self.owners.get(&slice.name) {
             Some(previous) if *previous != owner => self.remove_slice(&slice.name.clone()).into_services(),
