@@ -112,9 +112,14 @@ impl Planner {
         self.store.is_synced()
     }
 
+    /// How many Services wait to be planned.
+    pub fn behind(&self) -> usize {
+        self.queue.order.len()
+    }
+
     /// Whether Services wait to be planned.
     pub fn is_behind(&self) -> bool {
-        !self.queue.is_empty()
+        self.behind() > 0
     }
 
     /// Takes a change in; what it concerns waits for [`Self::plan_next`].
@@ -313,9 +318,5 @@ impl Queue {
             self.queued.remove(service);
         }
         services
-    }
-
-    fn is_empty(&self) -> bool {
-        self.order.is_empty()
     }
 }

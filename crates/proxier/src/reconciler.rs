@@ -9,6 +9,7 @@ use std::{
 use ipvs::{Command, Family, Protocol, ServiceKey};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender},
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 use tracing::{debug, error, info, trace, warn};
@@ -225,7 +226,11 @@ impl<K: Kernel> Reconciler<K> {
     /// Plans the Services that have waited longest and brings the kernel in step with them.
     async fn batch(&mut self) {
         let mut progress = Progress::begin(Occasion::Change);
-        let mut planned = self.planner.plan_next(SERVICES_PER_BATCH);
+        // What everything else in the cluster needs does not wait for a whole batch (B2); where one is all there is, it
+        // is not worth a second one.
+        let is_first = !self.complete && self.planner.wanted().is_empty();
+        let first = is_first && self.planner.behind() > SERVICES_PER_BATCH;
+        let mut planned = self.planner.plan_next(if first { 1 } else { SERVICES_PER_BATCH });
         let keys = std::mem::take(&mut planned.keys);
         self.reconcile(keys, &mut progress).await;
         if !self.planner.is_behind() && !self.complete {
@@ -246,6 +251,8 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.finish(progress, planned).await;
         self.batch_at = Instant::now() + self.planner.config().min_sync_period;
+        // The kernel never lets us wait: whoever shares the thread, such as the source, has its turn now.
+        yield_now().await;
     }
 
     /// Whoever does not want to know has hung up.
@@ -1425,5 +1432,22 @@ mod tests {
         let log = kernel.take_log();
         let first = log.iter().find(|line| line.starts_with("ipvsadm")).unwrap();
         assert_eq!(first, "ipvsadm -A -t 10.99.0.1:80 -s rr");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b2_among_many_it_answers_before_anything_is_done_for_another() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::on(&kernel).await;
+        for last in 0..=SERVICES_PER_BATCH {
+            let address = format!("10.96.{}.{}", last / 250, last % 250);
+            running.send(Change::Service(service(&format!("s{last}"), &address)));
+        }
+        running.send(Change::Service(service("kubernetes", "10.99.0.1")));
+        running.send(Change::Synced);
+        running.pass(MOMENT).await;
+        let log = kernel.take_log();
+        let own = log.iter().rposition(|line| line.contains("10.99.0.1"));
+        let others = log.iter().position(|line| line.contains("10.96."));
+        assert!(own.is_some() && others.is_some() && own < others, "{log:?}");
     }
 }
