@@ -14,13 +14,20 @@
 //! at each attempt (up to at least Linux 6.12). What is in the file is right; what is not in it may be there all the
 //! same. [`Handle::summary`](crate::Handle::summary) asks for what is missing.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::{DestinationEntry, Family, Forwarding, Protocol, Scheduler, ServiceKey};
 
 /// The file for the network namespace of the calling thread. (`/proc/net` is that of the process's first thread.)
 const PATH: &str = "/proc/thread-self/net/ip_vs";
+
+/// How many lines say what follows.
+const HEADING: usize = 3;
+
+/// Room for what is read at once, in bytes. The kernel gives a page, or one service if that takes more.
+const BUFFER: usize = 16 << 10;
 
 /// A service of `/proc/net/ip_vs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,156 +150,256 @@ pub enum Error {
 ///
 /// [`Error::Read`] if there is no such file; [`Error::Parse`] if it is not what is expected.
 pub fn read() -> Result<Vec<ProcService>, Error> {
-    parse(&std::fs::read_to_string(PATH)?)
+    parse(File::open(PATH)?)
 }
 
-/// Reads what the file says. Services of a protocol other than those of [`Protocol`] are left out: no packet
-/// reaches them.
+/// Reads what the file says, piece by piece. Services of a protocol other than those of [`Protocol`] are left out: no
+/// packet reaches them.
 ///
 /// # Errors
 ///
-/// [`Error::Parse`].
-pub fn parse(text: &str) -> Result<Vec<ProcService>, Error> {
-    let mut services: Vec<ProcService> = Vec::new();
-    // Destinations of a service that is left out go with it.
-    let mut left_out = false;
-    // Three lines say what follows.
-    for (number, line) in std::iter::zip(1.., text.lines()).skip(3) {
-        let understood = if let Some(destination) = line.strip_prefix("  -> ") {
-            parse_destination(Words(destination.as_bytes())).and_then(|destination| {
-                if !left_out {
-                    services.last_mut()?.destinations.push(destination);
-                }
-                Some(())
-            })
-        } else {
-            parse_service(Words(line.as_bytes())).map(|service| {
-                left_out = service.is_none();
-                services.extend(service);
-            })
-        };
-        understood.ok_or_else(|| Error::Parse {
-            line: number,
-            text: line.to_owned(),
-        })?;
+/// [`Error::Read`] if a piece cannot be read; [`Error::Parse`].
+pub fn parse(mut text: impl Read) -> Result<Vec<ProcService>, Error> {
+    let mut table = Table::default();
+    let mut buffer = vec![0; BUFFER];
+    // How much of a line is at the beginning of the buffer.
+    let mut begun = 0;
+    loop {
+        let count = text.read(buffer.get_mut(begun..).unwrap_or_default())?;
+        let piece = buffer.get(..begun + count).unwrap_or_default();
+        let line_ends = piece.iter().rposition(|byte| *byte == b'\n');
+        let (lines, rest) = piece.split_at(line_ends.map_or(0, |end| end + 1));
+        table.take(lines)?;
+        if count == 0 {
+            // The kernel ends each line.
+            table.take(rest)?;
+            return Ok(table.into_services());
+        }
+        let rest = lines.len()..piece.len();
+        begun = rest.len();
+        buffer.copy_within(rest, 0);
     }
-    Ok(services)
 }
 
-/// The words of a line that spaces separate.
-///
-/// A table has a line for each destination of the node: this and the numbers below take two thirds of the
-/// instructions that `str`'s general methods take.
-#[derive(Clone, Copy)]
-struct Words<'a>(&'a [u8]);
+/// What has been read so far.
+#[derive(Default)]
+struct Table {
+    lines: usize,
+    services: Vec<ProcService>,
+    /// Those of the last service: how many there are is known when the next one comes.
+    destinations: Vec<ProcDestination>,
+    /// Whether the last service is left out, and its destinations with it.
+    left_out: bool,
+}
 
-impl<'a> Iterator for Words<'a> {
-    type Item = &'a [u8];
+impl Table {
+    /// Takes whole lines in.
+    fn take(&mut self, lines: &[u8]) -> Result<(), Error> {
+        let mut text = Text(lines);
+        while !text.0.is_empty() {
+            let line = text.0;
+            self.lines += 1;
+            self.take_line(&mut text).ok_or_else(|| Error::Parse {
+                line: self.lines,
+                text: String::from_utf8_lossy(line.split(|byte| *byte == b'\n').next().unwrap_or_default())
+                    .into_owned(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn take_line(&mut self, text: &mut Text<'_>) -> Option<()> {
+        if self.lines <= HEADING {
+            text.skip_line();
+        } else if text.literal(b"  -> ").is_some() {
+            let destination = text.destination()?;
+            let follows_service = self.left_out || !self.services.is_empty();
+            follows_service.then(|| self.destinations.push(destination))?;
+        } else {
+            let service = text.service()?;
+            self.end_service();
+            self.left_out = service.is_none();
+            self.services.extend(service);
+        }
+        Some(())
+    }
+
+    fn end_service(&mut self) {
+        let destinations = self.destinations.drain(..);
+        if !self.left_out
+            && let Some(service) = self.services.last_mut()
+        {
+            service.destinations = destinations.collect();
+        }
+    }
+
+    fn into_services(mut self) -> Vec<ProcService> {
+        self.end_service();
+        self.services
+    }
+}
+
+/// The values of hexadecimal digits by their bytes. Other bytes have more than 15.
+#[allow(clippy::indexing_slicing, reason = "a panic would be one of the compiler")]
+const VALUES: [u8; 256] = {
+    let mut values = [u8::MAX; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
+/// Text that is read from its beginning.
+///
+/// A table has a line for each destination of the node: each byte is looked at once, and none is copied.
+struct Text<'a>(&'a [u8]);
+
+impl<'a> Text<'a> {
+    /// A service's line; `Some(None)` if it is to be left out.
+    fn service(&mut self) -> Option<Option<ProcService>> {
+        let protocol = self.word()?;
+        let key = match protocol {
+            "FWM" => Some(ProcKey::Fwmark(self.hexadecimal::<8>()?)),
+            _ => {
+                let address = self.socket_addr()?;
+                let protocol = protocol.parse().ok();
+                protocol.map(|protocol| ProcKey::Address(address, protocol))
+            }
+        };
+        self.spaces();
+        let scheduler = self.word()?.parse().ok()?;
+        let one_packet = self.literal(b"ops").is_some();
+        self.spaces();
+        let persistence = match self.literal(b"persistent ") {
+            None => None,
+            Some(()) => Some(ProcPersistence {
+                timeout_jiffies: self.number::<0>(b" ")?,
+                netmask: self.hexadecimal::<8>()?,
+            }),
+        };
+        self.literal(b"\n")?;
+        Some(key.map(|key| ProcService {
+            key,
+            scheduler,
+            one_packet,
+            persistence,
+            destinations: Vec::new(),
+        }))
+    }
+
+    /// What follows the arrow in a destination's line.
+    fn destination(&mut self) -> Option<ProcDestination> {
+        let address = self.socket_addr()?;
+        self.literal(b"      ")?;
+        let (forwarding, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        let destination = ProcDestination {
+            address,
+            forwarding: match forwarding {
+                b"Masq    " => ProcForwarding::Masquerade,
+                b"Local   " => ProcForwarding::Local,
+                b"Tunnel  " => ProcForwarding::Tunnel,
+                b"Route   " => ProcForwarding::DirectRoute,
+                _ => return None,
+            },
+            weight: self.number::<6>(b" ")?,
+            active_connections: self.number::<10>(b" ")?,
+            inactive_connections: self.number::<10>(b"\n")?,
+        };
+        Some(destination)
+    }
+
+    /// `0A000001:0050`, or `[fd00:0000:0000:0000:0000:0000:0000:0001]:0050`.
+    #[inline]
+    fn socket_addr(&mut self) -> Option<SocketAddr> {
+        let address: IpAddr = match self.literal(b"[") {
+            Some(()) => {
+                let (address, rest) = self.0.split_first_chunk::<39>()?;
+                self.0 = rest;
+                self.literal(b"]")?;
+                std::str::from_utf8(address)
+                    .ok()?
+                    .parse::<Ipv6Addr>()
+                    .ok()?
+                    .into()
+            }
+            None => Ipv4Addr::from_bits(self.hexadecimal::<8>()?).into(),
+        };
+        self.literal(b":")?;
+        let port = self.hexadecimal::<4>()?;
+        Some(SocketAddr::new(address, port as u16))
+    }
+
+    /// So many hexadecimal digits, at most eight, in upper case.
+    #[inline]
+    fn hexadecimal<const DIGITS: usize>(&mut self) -> Option<u32> {
+        let (digits, rest) = self.0.split_first_chunk::<DIGITS>()?;
+        self.0 = rest;
+        #[allow(clippy::indexing_slicing, reason = "a byte is an index")]
+        let digits = digits.map(|digit| u32::from(VALUES[usize::from(digit)]));
+        let all_are = digits.iter().fold(0, |all, digit| all | digit) < 16;
+        all_are.then(|| digits.iter().fold(0, |number, digit| number << 4 | digit))
+    }
+
+    /// A decimal number in a column of this width, and the byte behind that. The kernel prints its unsigned numbers
+    /// as signed ones.
+    #[inline]
+    fn number<const WIDTH: usize>(&mut self, end: &[u8; 1]) -> Option<u32> {
+        let column = self.0;
+        let is_negative = self.literal(b"-").is_some();
+        let mut number = self.digit()?;
+        while let Some(digit) = self.digit() {
+            number = number.checked_mul(10)?.checked_add(digit)?;
+        }
+        let number = i32::try_from(if is_negative { -number } else { number }).ok()?;
+        let padding = [b' '; WIDTH];
+        let padding = padding.get(column.len() - self.0.len()..);
+        self.0 = self.0.strip_prefix(padding.unwrap_or_default())?;
+        self.literal(end)?;
+        Some(number as u32)
+    }
 
     #[inline]
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let start = self.0.iter().position(|byte| *byte != b' ')?;
-        let (_, rest) = self.0.split_at_checked(start)?;
-        let end = rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len());
-        let (word, rest) = rest.split_at_checked(end)?;
-        self.0 = rest;
-        Some(word)
-    }
-}
-
-/// `Some(None)` is a service to be left out.
-fn parse_service(mut words: Words<'_>) -> Option<Option<ProcService>> {
-    let key = match words.next()? {
-        b"FWM" => ProcKey::Fwmark(hexadecimal(words.next()?)?),
-        protocol => {
-            let address = socket_addr(words.next()?)?;
-            match std::str::from_utf8(protocol).ok()?.parse() {
-                Ok(protocol) => ProcKey::Address(address, protocol),
-                Err(_) => return Some(None),
-            }
-        }
-    };
-    let scheduler = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
-    let one_packet = { words }.next() == Some(b"ops");
-    if one_packet {
-        words.next();
-    }
-    let persistence = match words.next() {
-        None => None,
-        Some(b"persistent") => Some(ProcPersistence {
-            timeout_jiffies: signed(words.next()?)?,
-            netmask: hexadecimal(words.next()?)?,
-        }),
-        Some(_) => return None,
-    };
-    words.next().is_none().then_some(Some(ProcService {
-        key,
-        scheduler,
-        one_packet,
-        persistence,
-        destinations: Vec::new(),
-    }))
-}
-
-#[inline]
-fn parse_destination(mut words: Words<'_>) -> Option<ProcDestination> {
-    let destination = ProcDestination {
-        address: socket_addr(words.next()?)?,
-        forwarding: match words.next()? {
-            b"Masq" => ProcForwarding::Masquerade,
-            b"Local" => ProcForwarding::Local,
-            b"Tunnel" => ProcForwarding::Tunnel,
-            b"Route" => ProcForwarding::DirectRoute,
-            _ => return None,
-        },
-        weight: signed(words.next()?)?,
-        active_connections: signed(words.next()?)?,
-        inactive_connections: signed(words.next()?)?,
-    };
-    words.next().is_none().then_some(destination)
-}
-
-/// `0A000001:0050`, or `[fd00:0000:0000:0000:0000:0000:0000:0001]:0050`.
-#[inline]
-fn socket_addr(word: &[u8]) -> Option<SocketAddr> {
-    let (address, port) = word.split_last_chunk::<5>()?;
-    let port = u16::try_from(hexadecimal(port.strip_prefix(b":")?)?).ok()?;
-    let address: IpAddr = match address {
-        [b'[', address @ .., b']'] => {
-            let address = std::str::from_utf8(address).ok()?;
-            address.parse::<Ipv6Addr>().ok()?.into()
-        }
-        address => Ipv4Addr::from_bits(hexadecimal(address)?).into(),
-    };
-    Some(SocketAddr::new(address, port))
-}
-
-/// One to eight digits.
-#[inline]
-fn hexadecimal(word: &[u8]) -> Option<u32> {
-    if word.is_empty() || word.len() > 8 {
-        return None;
-    }
-    word.iter().try_fold(0, |number, byte| {
-        let digit = match byte {
-            b'0'..=b'9' => byte - b'0',
-            b'A'..=b'F' => byte - b'A' + 10,
-            b'a'..=b'f' => byte - b'a' + 10,
-            _ => return None,
+    fn digit(&mut self) -> Option<i64> {
+        let (digit @ b'0'..=b'9', rest) = self.0.split_first()? else {
+            return None;
         };
-        Some(number << 4 | u32::from(digit))
-    })
-}
-
-/// The kernel prints its unsigned numbers as signed ones.
-#[inline]
-fn signed(word: &[u8]) -> Option<u32> {
-    // As a rule it is one digit.
-    if let [digit @ b'0'..=b'9'] = word {
-        return Some(u32::from(digit - b'0'));
+        self.0 = rest;
+        Some(i64::from(digit - b'0'))
     }
-    let number = std::str::from_utf8(word).ok()?.parse::<i32>().ok()?;
-    Some(number as u32)
+
+    /// A word, and the spaces behind it.
+    fn word(&mut self) -> Option<&'a str> {
+        let word = self.take_while(|byte| !byte.is_ascii_whitespace());
+        self.spaces();
+        std::str::from_utf8(word).ok()
+    }
+
+    #[inline]
+    fn spaces(&mut self) {
+        self.take_while(|byte| *byte == b' ');
+    }
+
+    #[inline]
+    fn take_while(&mut self, accepts: impl Fn(&u8) -> bool) -> &'a [u8] {
+        let end = self.0.iter().position(|byte| !accepts(byte));
+        let (taken, rest) = self.0.split_at(end.unwrap_or(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    #[inline]
+    fn literal<const LENGTH: usize>(&mut self, expected: &[u8; LENGTH]) -> Option<()> {
+        self.0 = self.0.strip_prefix(expected)?;
+        Some(())
+    }
+
+    fn skip_line(&mut self) {
+        let end = self.0.iter().position(|byte| *byte == b'\n');
+        self.0 = end.and_then(|end| self.0.get(end + 1..)).unwrap_or_default();
+    }
 }
 
 #[cfg(test)]
@@ -319,7 +426,7 @@ FWM  00000005 rr persistent 7500 FFFFFF00
 
     #[test]
     fn a_table() {
-        let services = parse(TABLE).unwrap();
+        let services = parse(TABLE.as_bytes()).unwrap();
         let at = |address: &str, protocol| ProcKey::Address(address.parse().unwrap(), protocol);
         let keys: Vec<ProcKey> = services.iter().map(|service| service.key).collect();
         assert_eq!(
@@ -360,7 +467,7 @@ FWM  00000005 rr persistent 7500 FFFFFF00
 
     #[test]
     fn the_family_of_a_mark_is_that_of_what_is_no_tunnel() {
-        let keys: Vec<_> = parse(TABLE)
+        let keys: Vec<_> = parse(TABLE.as_bytes())
             .unwrap()
             .iter()
             .map(ProcService::service_key)
@@ -375,21 +482,88 @@ FWM  00000005 rr persistent 7500 FFFFFF00
     #[test]
     fn an_error_says_where() {
         let text = TABLE.replace("Masq", "Mask");
-        let error = parse(&text).unwrap_err().to_string();
+        let error = parse(text.as_bytes()).unwrap_err().to_string();
         let words = "cannot make sense of line 7 of /proc/thread-self/net/ip_vs: \"  -> [fd00";
         assert!(error.starts_with(words), "{error}");
     }
 
     #[test]
+    fn what_the_kernel_would_not_print_is_an_error() {
+        for (printed, other) in [
+            ("  -> 0A010203:0050", "  -> 0a010203:0050"),
+            ("  -> 0A010203:0050", "  -> A010203:0050"),
+            ("Tunnel  3      0 ", "Tunnel  3     0 "),
+            ("Tunnel  3      0 ", "Tunnel         0 "),
+            ("Tunnel  3      0 ", "Tunnel  2147483648 0 "),
+            (
+                "SCTP  0A000001:0050 rr  ",
+                "  -> 0A010203:0050      Tunnel  3      0          0         ",
+            ),
+            ("150000 80000000", "150000 8000000"),
+            ("UDP  0A000001:0035 mh ops", "UDP  0A000001:0035 mh opt"),
+        ] {
+            let text = TABLE.replace(printed, other);
+            assert_ne!(text, TABLE);
+            assert!(
+                matches!(parse(text.as_bytes()), Err(Error::Parse { .. })),
+                "{other}"
+            );
+        }
+        let cut = TABLE.trim_end();
+        assert!(matches!(
+            parse(cut.as_bytes()),
+            Err(Error::Parse { line: 14, .. })
+        ));
+    }
+
+    #[test]
+    fn numbers_may_be_wider_than_their_columns_and_negative() {
+        let text = TABLE.replace(
+            "Tunnel  3      0          0         \n",
+            "Tunnel  2147483647 -2147483648 -1        \n",
+        );
+        let destination = parse(text.as_bytes()).unwrap()[1].destinations[0];
+        assert_eq!(destination.weight, i32::MAX as u32);
+        assert_eq!(destination.active_connections, i32::MIN as u32);
+        assert_eq!(destination.inactive_connections, u32::MAX);
+    }
+
+    /// Gives so many bytes at once.
+    struct Pieces<'a>(&'a [u8], usize);
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = buffer.len().min(self.1);
+            self.0.read(&mut buffer[..length])
+        }
+    }
+
+    #[test]
+    fn the_pieces_do_not_matter() {
+        let many = TABLE.to_owned()
+            + &TABLE
+                .lines()
+                .skip(3)
+                .map(|line| format!("{line}\n"))
+                .collect::<String>()
+                .repeat(100);
+        let expected = parse(many.as_bytes()).unwrap();
+        assert_eq!(expected.len(), 101 * 5);
+        for length in [1, 7, 61, 4096, usize::MAX] {
+            assert_eq!(parse(Pieces(many.as_bytes(), length)).unwrap(), expected);
+        }
+    }
+
+    #[test]
     fn nothing_is_nothing() {
-        assert_eq!(parse("").unwrap(), []);
+        assert_eq!(parse(&b""[..]).unwrap(), []);
     }
 
     proptest! {
         /// I8
         #[test]
         fn no_text_panics(text in "(?s).{0,200}|(TCP|UDP|FWM|  ->|[0-9A-F:\\[\\]]{1,12}| |\n|rr|ops|persistent|Masq){0,60}") {
-            let _ = parse(&text);
+            let _ = parse(text.as_bytes());
         }
     }
 }

@@ -1,3 +1,5 @@
+use std::mem;
+
 use netlink_packet_core::{NLA_F_NESTED, NLA_HEADER_SIZE, Nla};
 
 use crate::wire::align;
@@ -21,11 +23,12 @@ use crate::wire::align;
 /// ```
 #[derive(Debug)]
 pub struct Attributes<'a> {
+    /// What is left of the buffer.
     buffer: &'a mut [u8],
     length: usize,
 }
 
-impl Attributes<'_> {
+impl<'a> Attributes<'a> {
     /// The bytes that `write` takes.
     pub fn length(write: impl FnOnce(&mut Attributes<'_>)) -> usize {
         let mut counted = Attributes {
@@ -83,20 +86,17 @@ impl Attributes<'_> {
     /// An attribute whose value is written in parts, together a multiple of four bytes.
     #[inline]
     pub fn composed(&mut self, kind: u16, write: impl FnOnce(&mut Self)) {
+        let slot = self.take(NLA_HEADER_SIZE);
         let start = self.length;
-        self.length += NLA_HEADER_SIZE;
         write(self);
-        let end = std::mem::replace(&mut self.length, start);
-        self.header(kind, end - start - NLA_HEADER_SIZE);
-        self.length = end;
+        if let Some(slot) = slot {
+            slot.copy_from_slice(&header(kind, self.length - start));
+        }
     }
 
     #[inline(always)]
     fn header(&mut self, kind: u16, value: usize) {
-        // A message with an attribute that is too long for its length is refused by the kernel.
-        let length = u16::try_from(NLA_HEADER_SIZE + value).unwrap_or(u16::MAX);
-        let ([a, b], [c, d]) = (length.to_ne_bytes(), kind.to_ne_bytes());
-        self.bytes(&[a, b, c, d]);
+        self.bytes(&header(kind, value));
     }
 
     #[inline(always)]
@@ -106,12 +106,27 @@ impl Attributes<'_> {
 
     #[inline(always)]
     fn with(&mut self, length: usize, write: impl FnOnce(&mut [u8])) {
-        let end = self.length + length;
-        if let Some(buffer) = self.buffer.get_mut(self.length..end) {
-            write(buffer);
+        if let Some(slot) = self.take(length) {
+            write(slot);
         }
-        self.length = end;
     }
+
+    /// The next bytes of the buffer, if there are as many.
+    #[inline(always)]
+    fn take(&mut self, length: usize) -> Option<&'a mut [u8]> {
+        self.length += length;
+        let (taken, rest) = mem::take(&mut self.buffer).split_at_mut_checked(length)?;
+        self.buffer = rest;
+        Some(taken)
+    }
+}
+
+#[inline(always)]
+fn header(kind: u16, value: usize) -> [u8; NLA_HEADER_SIZE] {
+    // A message with an attribute that is too long for its length is refused by the kernel.
+    let length = u16::try_from(NLA_HEADER_SIZE + value).unwrap_or(u16::MAX);
+    let ([a, b], [c, d]) = (length.to_ne_bytes(), kind.to_ne_bytes());
+    [a, b, c, d]
 }
 
 #[cfg(test)]

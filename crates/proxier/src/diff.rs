@@ -48,7 +48,7 @@ pub fn diff(
 ) -> Vec<Step> {
     let mut phases = Phases::default();
     for key in keys {
-        phases.elements(key, &wanted.elements(&key), applied.elements(&key));
+        phases.elements(key, wanted.elements(&key), applied.elements(&key));
         match key {
             Key::Server(server) => phases.servers(key, server, wanted, applied, circumstances),
             Key::Address(address) => phases.address(key, address, wanted.address(&address), applied),
@@ -94,16 +94,18 @@ impl Phases {
     }
 
     /// While an object is wanted, its elements are replaced before anything else. The last go at the end.
-    fn elements(&mut self, key: Key, wanted: &Set<Element>, has: &Set<Element>) {
-        if wanted == has {
+    fn elements(&mut self, key: Key, wanted: impl Iterator<Item = Element> + Clone, has: &Set<Element>) {
+        // As a rule, when everything is verified.
+        if wanted.clone().eq(has.iter().copied()) {
             return;
         }
+        let wanted: Set<_> = wanted.collect();
         let phase = if wanted.is_empty() {
             &mut self.finish
         } else {
             &mut self.prepare
         };
-        has.difference(wanted)
+        has.difference(&wanted)
             .for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
         wanted
             .difference(has)
@@ -130,8 +132,8 @@ impl Phases {
         let frontend = wanted.server(&server);
         let wants = frontend.map(|frontend| (frontend.virtual_server, &*frontend.real_servers));
         let in_cluster = frontend.and_then(|frontend| {
-            let (mark, real_servers) = wanted.in_cluster(&server)?;
-            Some((frontend.by_mark(by_mark(mark)), real_servers))
+            let real_servers = frontend.in_cluster.as_deref()?;
+            Some((frontend.by_mark(by_mark(wanted.mark(&server)?)), real_servers))
         });
         let wants = [wants, in_cluster];
         for (service, real_servers) in wants.iter().flatten() {
@@ -197,7 +199,6 @@ fn edit(
     if !same_settings(service, &has.service) {
         add(Command::SetService(*service));
     }
-    // As a rule, when everything is verified.
     if wanted
         .usable
         .iter()

@@ -101,6 +101,7 @@ impl<'a> Endpoints<'a> {
                 without_port.extend(of_family().map(|endpoint| endpoint.address));
             }
             for number in numbers {
+                candidates.reserve(slice.endpoints.len());
                 for endpoint in of_family() {
                     let address = SocketAddr::new(endpoint.address, number.get());
                     candidates.push((address, Candidate::new(endpoint, node)));
@@ -110,16 +111,22 @@ impl<'a> Endpoints<'a> {
         // Of several the last stays.
         candidates.sort_by(|(a, of_a), (b, of_b)| a.cmp(b).then_with(|| of_a.rank().cmp(&of_b.rank())));
         Self {
-            by_address: candidates.into_iter().collect(),
+            by_address: Map::from_sorted(candidates),
             without_port,
         }
     }
 
-    /// Every pod that the slices name, whatever its condition, and whether or not it has the port; one may come
-    /// several times.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = IpAddr> {
+    /// The pods that the slices name of which none was chosen, whatever their condition, and whether or not they have
+    /// the port.
+    pub(crate) fn others(&self, chosen: &Set<SocketAddr>) -> Set<IpAddr> {
+        // As a rule all are chosen.
+        if chosen.len() == self.by_address.len() && self.without_port.is_empty() {
+            return Set::new();
+        }
+        let chosen: Set<_> = chosen.iter().map(SocketAddr::ip).collect();
         let with_port = self.by_address.keys().map(SocketAddr::ip);
-        with_port.chain(self.without_port.iter().copied())
+        let pods = with_port.chain(self.without_port.iter().copied());
+        pods.filter(|pod| !chosen.contains(pod)).collect()
     }
 
     /// The addresses of the pods on our node.
@@ -157,12 +164,7 @@ impl<'a> Endpoints<'a> {
 
     /// The addresses of the candidates that `wanted` accepts, if there is one.
     fn choose(&self, wanted: impl Fn(&Candidate<'_>) -> bool) -> Option<Set<SocketAddr>> {
-        let chosen: Set<_> = self
-            .by_address
-            .iter()
-            .filter(|(_, c)| wanted(c))
-            .map(|(address, _)| *address)
-            .collect();
+        let chosen = self.by_address.keys_where(wanted);
         (!chosen.is_empty()).then_some(chosen)
     }
 

@@ -173,7 +173,6 @@ pub fn plan<'a>(
     config: &Config,
 ) -> Plan {
     let mut plan = Plan::default();
-    let mut frontends = Vec::new();
     if let Some(overrides) = service.overrides.as_deref() {
         let invalid = overrides.invalid.iter().cloned();
         plan.status
@@ -249,7 +248,7 @@ pub fn plan<'a>(
                         source_ranges: source_ranges.unwrap_or_default(),
                         port: port.name.clone(),
                     };
-                    frontends.push((key, frontend));
+                    plan.frontends.insert(key, frontend);
                     if !plan.addresses.contains(&address) {
                         plan.node_ports.insert(number.get());
                     }
@@ -313,7 +312,6 @@ pub fn plan<'a>(
             plan.status.problems.insert(Problem::NobodyAdmitted { family });
         }
     }
-    plan.frontends = frontends.into_iter().collect();
     plan
 }
 
@@ -417,16 +415,10 @@ impl RealServers {
         protocol: Protocol,
     ) -> Arc<Self> {
         // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
-        let leaving = (protocol == Protocol::Tcp).then(|| {
-            let chosen: Set<_> = chosen.iter().map(SocketAddr::ip).collect();
-            endpoints.pods().filter(|pod| !chosen.contains(pod)).collect()
-        });
+        let leaving = (protocol == Protocol::Tcp).then(|| endpoints.others(&chosen));
         let overrides = service.overrides.as_deref();
-        let weight = |address: SocketAddr| overrides.map_or(1, |overrides| overrides.weight(address.ip()));
-        let usable = chosen
-            .into_iter()
-            .map(|address| (address, weight(address)))
-            .collect();
+        let weight = |address: &SocketAddr| overrides.map_or(1, |overrides| overrides.weight(address.ip()));
+        let usable = chosen.into_map(weight);
         Arc::new(Self { usable, leaving })
     }
 

@@ -217,7 +217,7 @@ impl Planner {
     }
 
     /// Whether the kernel holds what is wanted of this object.
-    pub(crate) fn is_in_step(&self, key: Key, applied: &Applied, drained: &HashSet<RealServer>) -> bool {
+    pub fn is_in_step(&self, key: Key, applied: &Applied, drained: &HashSet<RealServer>) -> bool {
         self.diff([key], applied, drained).is_empty()
     }
 

@@ -37,6 +37,15 @@ impl<T: Ord> Set<T> {
         place.map(|place| self.0.remove(place)).is_ok()
     }
 
+    /// Gives each a value.
+    pub fn into_map<V>(self, value: impl Fn(&T) -> V) -> Map<T, V> {
+        let valued = self.0.into_iter().map(|key| {
+            let value = value(&key);
+            (key, value)
+        });
+        Map(valued.collect())
+    }
+
     /// What is here but not in `other`.
     pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a T> {
         self.0.iter().filter(|value| !other.contains(value))
@@ -103,6 +112,19 @@ impl<K: Ord, V> Map<K, V> {
         self.0.binary_search_by(|(known, _)| known.cmp(key))
     }
 
+    /// Of entries that are sorted by their keys. Of several values of a key the last stays.
+    pub fn from_sorted(mut entries: Vec<(K, V)>) -> Self {
+        entries.dedup_by(|later, kept| {
+            let same = later.0 == kept.0;
+            if same {
+                mem::swap(later, kept);
+            }
+            same
+        });
+        entries.shrink_to_fit();
+        Self(entries)
+    }
+
     /// The key's value.
     pub fn get(&self, key: &K) -> Option<&V> {
         let (_, value) = self.0.get(self.find(key).ok()?)?;
@@ -130,6 +152,22 @@ impl<K: Ord, V> Map<K, V> {
     pub fn remove(&mut self, key: &K) -> Option<V> {
         let place = self.find(key).ok()?;
         Some(self.0.remove(place).1)
+    }
+
+    /// The keys whose values are accepted.
+    pub fn keys_where(&self, accepts: impl Fn(&V) -> bool) -> Set<K>
+    where
+        K: Copy,
+    {
+        let mut keys = Vec::with_capacity(self.0.len());
+        keys.extend(
+            self.0
+                .iter()
+                .filter(|(_, value)| accepts(value))
+                .map(|(key, _)| *key),
+        );
+        keys.shrink_to_fit();
+        Set(keys)
     }
 
     /// The keys.
@@ -162,15 +200,7 @@ impl<K: Ord, V> FromIterator<(K, V)> for Map<K, V> {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
         let mut entries = Vec::from_iter(entries);
         entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-        entries.dedup_by(|later, kept| {
-            let same = later.0 == kept.0;
-            if same {
-                mem::swap(later, kept);
-            }
-            same
-        });
-        entries.shrink_to_fit();
-        Self(entries)
+        Self::from_sorted(entries)
     }
 }
 
@@ -186,7 +216,7 @@ impl<'a, K, V> IntoIterator for &'a Map<K, V> {
 /// Inserts where room for one more is room for one more: a vector's own growth begins with four, and doubles.
 fn insert<T>(values: &mut Vec<T>, place: usize, value: T) {
     if values.len() == values.capacity() {
-        values.reserve_exact(1 + values.len() / 4);
+        values.reserve_exact(1 + values.len() / 2);
     }
     values.insert(place, value);
 }

@@ -217,45 +217,35 @@ impl Wanted {
         })
     }
 
-    /// The netfilter elements wanted for an object.
-    pub fn elements(&self, key: &Key) -> Set<Element> {
-        match *key {
-            Key::Server(server) => {
-                let (Some(wanted), Some(frontend)) = (self.server(&server), frontend(&server)) else {
-                    return Set::default();
-                };
-                let ranges = wanted
-                    .source_ranges
-                    .iter()
-                    .map(|range| Element::SourceRange(frontend, *range));
-                let mark = self
-                    .in_cluster(&server)
-                    .map(|(mark, _)| Element::Mark(frontend, mark));
-                [Element::Service(frontend, wanted.treatment)]
-                    .into_iter()
-                    .chain(mark)
-                    .chain(ranges)
-                    .collect()
+    /// The netfilter elements wanted for an object, in their order.
+    pub fn elements(&self, key: &Key) -> impl Iterator<Item = Element> + Clone {
+        let (server, only) = match *key {
+            Key::Server(server) => (Some(server), None),
+            Key::Address(address) => {
+                let wanted = self.address(&address);
+                (None, wanted.then_some(Element::ServiceAddress(address)))
             }
-            Key::Address(address) => self
-                .address(&address)
-                .then_some(Element::ServiceAddress(address))
+            Key::HealthCheck(frontend) => {
+                let wanted = self.health_checks.contains(&frontend);
+                (None, wanted.then_some(Element::HealthCheck(frontend)))
+            }
+            Key::Hairpin(address) => {
+                let wanted = self.hairpins.contains(&address);
+                (None, wanted.then_some(Element::Hairpin(address)))
+            }
+            Key::SourcePorts => (None, None),
+        };
+        let of_server = server.and_then(|server| Some((server, self.server(&server)?, frontend(&server)?)));
+        let of_server = of_server.into_iter().flat_map(|(server, wanted, frontend)| {
+            let mark = wanted.in_cluster.as_ref().and_then(|_| self.mark(&server));
+            let mark = mark.map(|mark| Element::Mark(frontend, mark));
+            let ranges = wanted.source_ranges.iter();
+            [Element::Service(frontend, wanted.treatment)]
                 .into_iter()
-                .collect(),
-            Key::HealthCheck(frontend) => self
-                .health_checks
-                .contains(&frontend)
-                .then_some(Element::HealthCheck(frontend))
-                .into_iter()
-                .collect(),
-            Key::Hairpin(address) => self
-                .hairpins
-                .contains(&address)
-                .then_some(Element::Hairpin(address))
-                .into_iter()
-                .collect(),
-            Key::SourcePorts => Set::default(),
-        }
+                .chain(mark)
+                .chain(ranges.map(move |range| Element::SourceRange(frontend, *range)))
+        });
+        of_server.chain(only)
     }
 
     /// From which ports masqueraded flows leave.

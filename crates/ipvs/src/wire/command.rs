@@ -33,6 +33,7 @@ impl Command {
         }
     }
 
+    #[inline(always)]
     fn write(&self, message: &mut Attributes<'_>) {
         match self {
             Self::NewService(service) | Self::SetService(service) => {
@@ -69,6 +70,7 @@ impl Command {
     }
 }
 
+#[inline(always)]
 fn write_service(attributes: &mut Attributes<'_>, service: &Service) {
     write_key(attributes, &service.key);
     attributes.text(IPVS_SVC_ATTR_SCHED_NAME, service.scheduler.as_str());
@@ -88,6 +90,7 @@ fn write_service(attributes: &mut Attributes<'_>, service: &Service) {
 }
 
 /// What identifies a service.
+#[inline(always)]
 fn write_key(attributes: &mut Attributes<'_>, key: &ServiceKey) {
     attributes.value(IPVS_SVC_ATTR_AF, &key.family().number().to_ne_bytes());
     match *key {
@@ -109,6 +112,7 @@ fn write_key(attributes: &mut Attributes<'_>, key: &ServiceKey) {
     }
 }
 
+#[inline(always)]
 fn write_destination(attributes: &mut Attributes<'_>, destination: &Destination) {
     write_destination_key(attributes, destination.address, destination.port);
     attributes.value(
@@ -133,6 +137,7 @@ fn write_destination(attributes: &mut Attributes<'_>, destination: &Destination)
 }
 
 /// What identifies a destination of a service.
+#[inline(always)]
 fn write_destination_key(attributes: &mut Attributes<'_>, address: IpAddr, port: u16) {
     attributes.value(
         IPVS_DEST_ATTR_ADDR_FAMILY,
