@@ -161,13 +161,17 @@ impl Handle {
     ///
     /// A dump is complete or an error. A service that is deleted meanwhile is left out. The file is allowed to fail.
     pub async fn summary(&mut self) -> Result<Vec<(ServiceEntry, Vec<ProcDestination>)>, Error> {
-        let listed = proc::read().unwrap_or_default();
-        let mut listed: HashMap<ServiceKey, Vec<ProcDestination>> = listed
-            .into_iter()
-            .filter_map(|service| Some((service.service_key()?, service.destinations)))
-            .collect();
-        let mut summary = Vec::new();
-        for entry in self.services().await? {
+        let services = proc::read().unwrap_or_default();
+        let mut listed: HashMap<ServiceKey, Vec<ProcDestination>> = HashMap::default();
+        listed.reserve(services.len());
+        listed.extend(
+            services
+                .into_iter()
+                .filter_map(|service| Some((service.service_key()?, service.destinations))),
+        );
+        let services = self.services().await?;
+        let mut summary = Vec::with_capacity(services.len());
+        for entry in services {
             let key = &entry.service.key;
             let destinations = match listed.remove(key) {
                 Some(destinations) => destinations,

@@ -12,7 +12,7 @@ use crate::{
         netfilter::{self, Element},
     },
     marks,
-    sorted::{Map, Set},
+    sorted::Set,
     source_ports::SourcePorts,
     step::{Key, Operation},
 };
@@ -32,9 +32,31 @@ pub struct Applied {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Server {
     pub(crate) service: ipvs::Service,
-    pub(crate) destinations: Map<SocketAddr, Destination>,
+    /// Each has an address of its own, and these come first in their order.
+    pub(crate) destinations: Set<Destination>,
     /// Whether we may remove it (I4).
     pub(crate) ours: bool,
+}
+
+impl Server {
+    /// The real server at this address.
+    pub(crate) fn destination(&self, address: &SocketAddr) -> Option<&Destination> {
+        let place = self
+            .destinations
+            .binary_search_by_key(address, Destination::socket_addr);
+        self.destinations.get(place.ok()?)
+    }
+
+    fn put(&mut self, destination: Destination) {
+        self.destinations
+            .replace_by_key(destination, Destination::socket_addr);
+    }
+
+    fn remove(&mut self, address: &SocketAddr) {
+        if let Some(known) = self.destination(address).copied() {
+            self.destinations.remove(&known);
+        }
+    }
 }
 
 impl Applied {
@@ -51,6 +73,8 @@ impl Applied {
         let (records, own_addresses) = (observed.records, observed.own_addresses);
         applied.source_ports = observed.source_ports;
         applied.addresses = observed.addresses.into_iter().collect();
+        applied.elements.reserve(observed.elements.len());
+        applied.servers.reserve(observed.servers.len());
         observed
             .elements
             .into_iter()
@@ -68,7 +92,7 @@ impl Applied {
                 // No element names it any more while its last connections end.
                 ServiceKey::Fwmark { mark, .. } => marks::is_ours(mark),
             };
-            let destinations = destinations.into_iter().map(|d| (d.socket_addr(), d)).collect();
+            let destinations = destinations.into_iter().collect();
             applied.servers.insert(
                 key,
                 Server {
@@ -136,7 +160,7 @@ impl Applied {
     /// All virtual servers with their real servers, those by the order of their addresses.
     pub fn servers(&self) -> impl Iterator<Item = (&ipvs::Service, impl Iterator<Item = &Destination>)> {
         let servers = self.servers.values();
-        servers.map(|server| (&server.service, server.destinations.values()))
+        servers.map(|server| (&server.service, server.destinations.iter()))
     }
 
     /// The addresses on kube-ipvs0.
@@ -153,7 +177,7 @@ impl Applied {
     pub(crate) fn quiescent(&self) -> impl Iterator<Item = (ServiceKey, SocketAddr)> {
         let ours = self.servers.iter().filter(|(_, server)| server.ours);
         ours.flat_map(|(key, server)| {
-            let quiet = server.destinations.values().filter(|d| d.weight == 0);
+            let quiet = server.destinations.iter().filter(|d| d.weight == 0);
             quiet.map(|d| (*key, d.socket_addr()))
         })
     }
@@ -179,7 +203,7 @@ impl Applied {
             Command::NewService(service) => {
                 let server = Server {
                     service: *service,
-                    destinations: Map::default(),
+                    destinations: Set::new(),
                     ours: true,
                 };
                 self.servers.insert(service.key, server);
@@ -195,15 +219,13 @@ impl Applied {
             }
             Command::NewDestination(key, destination) | Command::SetDestination(key, destination) => {
                 if let Some(server) = self.servers.get_mut(key) {
-                    server
-                        .destinations
-                        .insert(destination.socket_addr(), *destination);
+                    server.put(*destination);
                     server.ours = true;
                 }
             }
             Command::DelDestination(key, address) => {
                 if let Some(server) = self.servers.get_mut(key) {
-                    server.destinations.remove(address);
+                    server.remove(address);
                 }
             }
             // The others do not concern Services: nothing of them is planned.

@@ -99,17 +99,17 @@ impl Phases {
         if wanted.clone().eq(has.iter().copied()) {
             return;
         }
-        let wanted: Set<_> = wanted.collect();
-        let phase = if wanted.is_empty() {
+        let phase = if wanted.clone().next().is_none() {
             &mut self.finish
         } else {
             &mut self.prepare
         };
-        has.difference(&wanted)
+        has.iter()
+            .filter(|element| !wanted.clone().any(|wanted| wanted == **element))
             .for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
         wanted
-            .difference(has)
-            .for_each(|element| push(phase, key, netfilter::Update::Add(*element)));
+            .filter(|element| !has.contains(element))
+            .for_each(|element| push(phase, key, netfilter::Update::Add(element)));
     }
 
     fn source_ports(&mut self, key: Key, wanted: SourcePorts, has: SourcePorts) {
@@ -203,27 +203,28 @@ fn edit(
         .usable
         .iter()
         .map(destination)
-        .eq(has.destinations.values().copied())
+        .eq(has.destinations.iter().copied())
     {
         return;
     }
 
     let (mut added, mut raised, mut removed) = (Vec::new(), Vec::new(), Vec::new());
     for wanted in wanted.usable.iter().map(destination) {
-        match has.destinations.get(&wanted.socket_addr()) {
+        match has.destination(&wanted.socket_addr()) {
             None => added.push(wanted),
             Some(has) if has.weight > wanted.weight => removed.push(Command::SetDestination(key, wanted)),
             Some(has) if *has != wanted => raised.push(Command::SetDestination(key, wanted)),
             Some(_) => {}
         }
     }
-    for (address, destination) in &has.destinations {
-        if wanted.usable.contains_key(address) {
+    for destination in &has.destinations {
+        let address = destination.socket_addr();
+        if wanted.usable.contains_key(&address) {
             continue;
         }
-        let may_stay = wanted.may_leave_slowly(*address) && !circumstances.drained.contains(&(key, *address));
+        let may_stay = wanted.may_leave_slowly(address) && !circumstances.drained.contains(&(key, address));
         if !may_stay {
-            removed.push(Command::DelDestination(key, *address));
+            removed.push(Command::DelDestination(key, address));
         } else if destination.weight != 0 {
             let quiet = Destination {
                 weight: 0,
@@ -241,13 +242,13 @@ fn edit(
 /// connections through it go on, and it goes with the last of them (A2).
 fn wind_down(has: &Server, circumstances: Circumstances<'_>, mut add: impl FnMut(Command)) {
     let key = has.service.key;
-    let drained = |address: &SocketAddr| circumstances.drained.contains(&(key, *address));
-    if has.destinations.keys().all(drained) {
+    let drained = |has: &Destination| circumstances.drained.contains(&(key, has.socket_addr()));
+    if has.destinations.iter().all(drained) {
         return add(Command::DelService(key));
     }
     let nothing = RealServers {
         usable: Map::default(),
-        leaving: Some(has.destinations.keys().map(SocketAddr::ip).collect()),
+        leaving: Some(has.destinations.iter().map(|has| has.address).collect()),
     };
     edit(&has.service, &nothing, has, circumstances, add);
 }

@@ -31,6 +31,18 @@ impl<T: Ord> Set<T> {
         place.is_err()
     }
 
+    /// Puts a value in, in the place of the one of the same key. The values are sorted by their keys, too.
+    pub fn replace_by_key<K: Ord>(&mut self, value: T, key: impl Fn(&T) -> K) {
+        match self.0.binary_search_by_key(&key(&value), key) {
+            Ok(place) => {
+                if let Some(known) = self.0.get_mut(place) {
+                    *known = value;
+                }
+            }
+            Err(place) => insert(&mut self.0, place, value),
+        }
+    }
+
     /// Takes a value out; returns whether it was there.
     pub fn remove(&mut self, value: &T) -> bool {
         let place = self.0.binary_search(value);

@@ -270,7 +270,7 @@ impl Linux {
         (observed.own_addresses, observed.addresses) = (addresses.node, addresses.service);
         for (entry, destinations) in self.ipvs.summary().await? {
             observed.counters.push((entry.service.key, entry.stats.into()));
-            let destinations = destinations.iter().map(destination).collect();
+            let destinations = destinations.into_iter().map(destination).collect();
             observed.servers.push((entry.service, destinations));
         }
         Ok(observed)
@@ -440,7 +440,7 @@ async fn timeouts_to_set(
     Ok((wants != has).then_some(wants))
 }
 
-fn destination(read: &ProcDestination) -> Destination {
+fn destination(read: ProcDestination) -> Destination {
     Destination {
         weight: read.weight,
         forwarding: match read.forwarding {
