@@ -37,6 +37,10 @@ const DRAIN_PERIOD: Duration = Duration::from_secs(1);
 /// The least time between two readings of the kernel.
 const VERIFY_MIN_PERIOD: Duration = Duration::from_secs(1);
 
+/// Services that wait, more than which have what everything else in the cluster needs programmed before them (B2): a batch
+/// of its own costs as much as a hundred more of them.
+const ALONE_BEFORE: usize = 100;
+
 /// What failed is tried again after this time, then after twice the last time, up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -226,11 +230,9 @@ impl<K: Kernel> Reconciler<K> {
     /// Plans the Services that have waited longest and brings the kernel in step with them.
     async fn batch(&mut self) {
         let mut progress = Progress::begin(Occasion::Change);
-        // What everything else in the cluster needs does not wait for a whole batch (B2); where one is all there is, it
-        // is not worth a second one.
-        let is_first = !self.complete && self.planner.wanted().is_empty();
-        let first = is_first && self.planner.behind() > SERVICES_PER_BATCH;
-        let mut planned = self.planner.plan_next(if first { 1 } else { SERVICES_PER_BATCH });
+        let first = !self.complete && self.planner.wanted().is_empty();
+        let alone = first && self.planner.behind() > ALONE_BEFORE;
+        let mut planned = self.planner.plan_next(if alone { 1 } else { SERVICES_PER_BATCH });
         let keys = std::mem::take(&mut planned.keys);
         self.reconcile(keys, &mut progress).await;
         if !self.planner.is_behind() && !self.complete {
