@@ -37,6 +37,11 @@ const DRAIN_PERIOD: Duration = Duration::from_secs(1);
 /// The least time between two readings of the kernel.
 const VERIFY_MIN_PERIOD: Duration = Duration::from_secs(1);
 
+/// Verifications that take longer than [`VERIFY_SHORT`] and find all well are made so rarely that they take this part of
+/// one processor, even where that is less often than the synchronisation period.
+const VERIFY_SHARE: u32 = 1000;
+const VERIFY_SHORT: Duration = Duration::from_millis(100);
+
 /// Services that wait, more than which have what everything else in the cluster needs programmed before them (B2): a batch
 /// of its own costs as much as a hundred more of them.
 const ALONE_BEFORE: usize = 100;
@@ -505,7 +510,12 @@ impl<K: Kernel> Reconciler<K> {
             self.take_over().await;
         }
         progress.flows_astray = true;
+        let all_was_well = progress.work.is_empty();
         self.finish(progress, Planned::default()).await;
+        let took = self.verified_at.elapsed();
+        if all_was_well && took > VERIFY_SHORT {
+            self.verify_at = self.verify_at.max(self.verified_at + VERIFY_SHARE * took);
+        }
     }
 
     /// What the kernel does not hold as it is wanted, and what has failed. As a rule there is nothing.
@@ -884,6 +894,40 @@ mod tests {
             assert_eq!(state.addresses, BTreeSet::from([ip("10.96.0.10")]));
             assert_eq!(state.elements, elements);
         });
+    }
+
+    /// How many verifications there are in ten minutes where each takes so long, and this is done once a second.
+    async fn verifications_of(reading: Duration, change: impl Fn(&FakeKernel)) -> usize {
+        let kernel = FakeKernel::default();
+        kernel.change(|state| state.reading = reading);
+        let mut running = Running::with_web(&kernel).await;
+        let verifications = |running: &mut Running| {
+            let of_verification = |sync: &Sync| sync.occasion == Occasion::Verification;
+            running.take_syncs().filter(of_verification).count()
+        };
+        let mut count = 0;
+        for _ in 0..600 {
+            change(&kernel);
+            running.pass(Duration::from_secs(1)).await;
+            count += verifications(&mut running);
+        }
+        count
+    }
+
+    /// B1
+    #[tokio::test(start_paused = true)]
+    async fn verifications_that_take_long_and_find_nothing_are_rare() {
+        let nothing = |_: &FakeKernel| {};
+        let weights = |kernel: &FakeKernel| {
+            kernel.change(|state| {
+                let servers = state.servers.values_mut();
+                let destinations = servers.flat_map(|(_, destinations)| destinations.values_mut());
+                destinations.for_each(|destination| destination.weight = 7);
+            });
+        };
+        assert_eq!(verifications_of(Duration::from_millis(100), nothing).await, 19);
+        assert_eq!(verifications_of(Duration::from_millis(150), nothing).await, 4);
+        assert_eq!(verifications_of(Duration::from_millis(150), weights).await, 19);
     }
 
     #[tokio::test(start_paused = true)]

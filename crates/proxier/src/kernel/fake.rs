@@ -7,9 +7,11 @@ use std::{
     future::pending,
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    time::Duration,
 };
 
 use ipvs::{Command, Destination, Family, ServiceKey};
+use tokio::time::sleep;
 
 use super::{
     Event, Failure, FailureKind, Kernel, Observed,
@@ -49,6 +51,8 @@ pub(crate) struct State {
     pub(crate) upstream: Option<&'static str>,
     /// Whether that cannot be taken over.
     pub(crate) take_over_fails: bool,
+    /// How long reading the state takes.
+    pub(crate) reading: Duration,
     /// Whether reading the state fails.
     pub(crate) unreadable: bool,
 }
@@ -161,6 +165,10 @@ impl State {
 
 impl Kernel for FakeKernel {
     async fn observe(&mut self) -> Result<Observed, Failure> {
+        let reading = self.change(|state| state.reading);
+        if !reading.is_zero() {
+            sleep(reading).await;
+        }
         self.change(|state| match state.unreadable {
             true => Err(Failure {
                 kind: FailureKind::Unknown,
