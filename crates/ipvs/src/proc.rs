@@ -312,7 +312,7 @@ impl<'a> Text<'a> {
     }
 
     /// `0A000001:0050`, or `[fd00:0000:0000:0000:0000:0000:0000:0001]:0050`.
-    #[inline]
+    #[inline(always)]
     fn socket_addr(&mut self) -> Option<SocketAddr> {
         let address: IpAddr = match self.literal(b"[") {
             Some(()) => {
@@ -333,7 +333,7 @@ impl<'a> Text<'a> {
     }
 
     /// So many hexadecimal digits, at most eight, in upper case.
-    #[inline]
+    #[inline(always)]
     fn hexadecimal<const DIGITS: usize>(&mut self) -> Option<u32> {
         let (digits, rest) = self.0.split_first_chunk::<DIGITS>()?;
         self.0 = rest;
@@ -345,7 +345,7 @@ impl<'a> Text<'a> {
 
     /// A decimal number in a column of this width, and the byte behind that. The kernel prints its unsigned numbers
     /// as signed ones.
-    #[inline]
+    #[inline(always)]
     fn number<const WIDTH: usize>(&mut self, end: &[u8; 1]) -> Option<u32> {
         let column = self.0;
         let is_negative = self.literal(b"-").is_some();
@@ -361,7 +361,7 @@ impl<'a> Text<'a> {
         Some(number as u32)
     }
 
-    #[inline]
+    #[inline(always)]
     fn digit(&mut self) -> Option<i64> {
         let (digit @ b'0'..=b'9', rest) = self.0.split_first()? else {
             return None;
@@ -377,12 +377,12 @@ impl<'a> Text<'a> {
         std::str::from_utf8(word).ok()
     }
 
-    #[inline]
+    #[inline(always)]
     fn spaces(&mut self) {
         self.take_while(|byte| *byte == b' ');
     }
 
-    #[inline]
+    #[inline(always)]
     fn take_while(&mut self, accepts: impl Fn(&u8) -> bool) -> &'a [u8] {
         let end = self.0.iter().position(|byte| !accepts(byte));
         let (taken, rest) = self.0.split_at(end.unwrap_or(self.0.len()));
@@ -390,7 +390,7 @@ impl<'a> Text<'a> {
         taken
     }
 
-    #[inline]
+    #[inline(always)]
     fn literal<const LENGTH: usize>(&mut self, expected: &[u8; LENGTH]) -> Option<()> {
         self.0 = self.0.strip_prefix(expected)?;
         Some(())

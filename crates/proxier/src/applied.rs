@@ -46,17 +46,6 @@ impl Server {
             .binary_search_by_key(address, Destination::socket_addr);
         self.destinations.get(place.ok()?)
     }
-
-    fn put(&mut self, destination: Destination) {
-        self.destinations
-            .replace_by_key(destination, Destination::socket_addr);
-    }
-
-    fn remove(&mut self, address: &SocketAddr) {
-        if let Some(known) = self.destination(address).copied() {
-            self.destinations.remove(&known);
-        }
-    }
 }
 
 impl Applied {
@@ -219,13 +208,17 @@ impl Applied {
             }
             Command::NewDestination(key, destination) | Command::SetDestination(key, destination) => {
                 if let Some(server) = self.servers.get_mut(key) {
-                    server.put(*destination);
+                    server
+                        .destinations
+                        .replace_by_key(*destination, Destination::socket_addr);
                     server.ours = true;
                 }
             }
             Command::DelDestination(key, address) => {
                 if let Some(server) = self.servers.get_mut(key) {
-                    server.remove(address);
+                    server
+                        .destinations
+                        .remove_by_key(address, Destination::socket_addr);
                 }
             }
             // The others do not concern Services: nothing of them is planned.

@@ -8,6 +8,7 @@
 use std::{
     collections::HashSet,
     hash::BuildHasher,
+    iter::zip,
     net::{IpAddr, SocketAddr},
 };
 
@@ -199,12 +200,8 @@ fn edit(
     if !same_settings(service, &has.service) {
         add(Command::SetService(*service));
     }
-    if wanted
-        .usable
-        .iter()
-        .map(destination)
-        .eq(has.destinations.iter().copied())
-    {
+    let same = |(wanted, has): (_, &Destination)| destination(wanted) == *has;
+    if wanted.usable.len() == has.destinations.len() && zip(&wanted.usable, &has.destinations).all(same) {
         return;
     }
 

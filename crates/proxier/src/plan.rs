@@ -424,8 +424,10 @@ impl RealServers {
 
     /// Whether a real server that was not chosen may keep its connections.
     pub(crate) fn may_leave_slowly(&self, address: SocketAddr) -> bool {
+        let pod = address.ip();
         let is_there = |leaving: &Set<IpAddr>| {
-            leaving.contains(&address.ip()) || self.usable.keys().any(|usable| usable.ip() == address.ip())
+            let usable = || self.usable.binary_search_by_key(&pod, |(usable, _)| usable.ip());
+            leaving.contains(&pod) || usable().is_ok()
         };
         self.leaving.as_ref().is_some_and(is_there)
     }

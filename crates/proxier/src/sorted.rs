@@ -43,6 +43,13 @@ impl<T: Ord> Set<T> {
         }
     }
 
+    /// Takes out the value of this key.
+    pub fn remove_by_key<K: Ord>(&mut self, known: &K, key: impl Fn(&T) -> K) {
+        if let Ok(place) = self.0.binary_search_by_key(known, key) {
+            self.0.remove(place);
+        }
+    }
+
     /// Takes a value out; returns whether it was there.
     pub fn remove(&mut self, value: &T) -> bool {
         let place = self.0.binary_search(value);
@@ -277,6 +284,37 @@ mod tests {
                 prop_assert_eq!(map.contains_key(&key), value.is_some());
             }
             prop_assert!(map.keys().eq(expected.keys()) && map.values().eq(expected.values()));
+        }
+
+        #[test]
+        fn a_set_by_keys_is_a_map(steps: Vec<(u8, Option<u16>)>) {
+            let (mut set, mut expected) = (Set::new(), BTreeMap::new());
+            let key = |(key, _): &(u8, u16)| *key;
+            for (known, value) in steps {
+                match value {
+                    Some(value) => {
+                        set.replace_by_key((known, value), key);
+                        expected.insert(known, value);
+                    }
+                    None => {
+                        set.remove_by_key(&known, key);
+                        expected.remove(&known);
+                    }
+                }
+                prop_assert!(set.iter().copied().eq(expected.clone()));
+            }
+        }
+
+        #[test]
+        fn keys_are_a_set_and_a_set_are_keys(entries: Vec<(u8, u16)>) {
+            let map = Map::from_iter(entries.clone());
+            let is_even = |value: &u16| value.is_multiple_of(2);
+            let mut expected = BTreeMap::from_iter(entries);
+            let all = map.keys_where(|_| true);
+            prop_assert!(all.iter().eq(expected.keys()));
+            prop_assert_eq!(all.into_map(|key| expected[key]), map.clone());
+            expected.retain(|_, value| is_even(value));
+            prop_assert!(map.keys_where(is_even).iter().eq(expected.keys()));
         }
     }
 }
