@@ -5,8 +5,8 @@
 use std::convert::Infallible;
 
 use netlink_packet_core::{
-    DefaultNla, Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable, NlasIterator,
+    DefaultNla, Emitable, NLA_ALIGNTO, NLA_HEADER_SIZE, NLA_TYPE_MASK, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 
 /// A message.
@@ -75,10 +75,14 @@ fn emit(attributes: &[DefaultNla]) -> Vec<u8> {
 }
 
 /// The kinds and values of attributes, up to the first that is malformed.
-pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute| {
-        let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
-        (kind, attribute.into_inner().get(4..length).unwrap_or_default())
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [a, b, c, d] = *bytes.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        let value = bytes.get(NLA_HEADER_SIZE..length)?;
+        let next = length.next_multiple_of(NLA_ALIGNTO);
+        bytes = bytes.get(next..).unwrap_or_default();
+        Some((u16::from_ne_bytes([c, d]) & NLA_TYPE_MASK, value))
     })
 }
 
@@ -92,4 +96,32 @@ pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
 /// The value of an attribute that holds a C string.
 pub(crate) fn string(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::NlasIterator;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The attributes are those of netlink-packet-core.
+        #[test]
+        fn attributes_are_read_as_everywhere(
+            written: Vec<(u16, Vec<u8>)>,
+            cut: prop::sample::Index,
+            any_bytes: Vec<u8>,
+        ) {
+            let written = written.into_iter().map(|(kind, value)| DefaultNla::new(kind, value));
+            let mut valid = emit(&written.collect::<Vec<_>>());
+            valid.truncate(cut.index(valid.len() + 1));
+            for bytes in [valid, any_bytes] {
+                let expected = NlasIterator::new(&bytes).map_while(Result::ok);
+                let expected = expected.map(|attribute| (attribute.kind(), attribute.value().to_vec()));
+                let read = attributes(&bytes).map(|(kind, value)| (kind, value.to_vec()));
+                prop_assert!(read.eq(expected));
+            }
+        }
+    }
 }
