@@ -123,11 +123,11 @@ impl Bench {
             self.recorder.start();
             proxier.burst(self.endpoints).await;
             let burst = self.recorder.stop();
-            proxier.verification(self.recorder).await;
+            let (_, verification) = proxier.verification(self.recorder).await;
             Tapes {
                 first_sync,
                 burst,
-                verification: self.recorder.stop(),
+                verification,
             }
         })
     }
@@ -138,9 +138,8 @@ impl Bench {
             runs.ours.first_sync.push(proxier.first_sync(self.recorder).await);
             runs.many.push(proxier.change(self.endpoints).await);
             runs.ours.burst.push(proxier.burst(self.endpoints).await);
-            runs.ours
-                .verification
-                .push(proxier.verification(self.recorder).await);
+            let (time, _) = proxier.verification(self.recorder).await;
+            runs.ours.verification.push(time);
         });
     }
 
@@ -241,13 +240,13 @@ impl Proxier {
         times[times.len() / 2]
     }
 
-    /// Processor time of one periodic verification, which finds nothing to do. It is recorded.
-    async fn verification(&mut self, recorder: &Recorder) -> f64 {
+    /// Processor time of one periodic verification, which finds nothing to do, and what was sent for it.
+    async fn verification(&mut self, recorder: &Recorder) -> (f64, Vec<Sent>) {
         recorder.start();
         loop {
             let used = self.processor_time(SYNC_PERIOD / 40).await;
             if recorder.has_something() {
-                return used;
+                return (used, recorder.stop());
             }
         }
     }
