@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use netlink_batch::Notifications;
 use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, NlasIterator};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::apiserver::OWN_SERVICE;
-use crate::error::{Context, Error, Result};
+use crate::bench::probe::{runtime, unavailable};
+use crate::error::Result;
 use crate::namespace::Namespace;
 
 const NETLINK_ROUTE: isize = 0;
@@ -26,12 +27,11 @@ pub(super) struct FirstServer {
 
 impl FirstServer {
     pub(super) fn listen(node: &Namespace) -> Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.context(|| "listen for addresses".into())?;
+        let runtime = runtime()?;
         let notifications = node.enter(|| {
             let subscribed =
                 runtime.block_on(async { Notifications::subscribe(NETLINK_ROUTE, &[RTNLGRP_IPV4_IFADDR]) });
-            subscribed.map_err(unavailable)
+            subscribed.map_err(|error| unavailable(&error))
         })?;
         Ok(Self {
             runtime,
@@ -48,7 +48,7 @@ impl FirstServer {
                 let Ok(told) = timeout_at(end, notifications.next::<Assigned>()).await else {
                     return Ok(());
                 };
-                let told = told.map_err(unavailable)?;
+                let told = told.map_err(|error| unavailable(&error))?;
                 if told.iter().any(|assigned| assigned.0 == Some(OWN_SERVICE)) {
                     self.at = Some(SystemTime::now());
                     // The other Services' addresses would only take time.
@@ -64,10 +64,6 @@ impl FirstServer {
     pub(super) fn at(&self) -> Option<SystemTime> {
         self.at
     }
-}
-
-fn unavailable(error: netlink_batch::Error) -> Error {
-    Error::Unavailable(format!("cannot listen for addresses: {error}"))
 }
 
 /// The IPv4 address that a link has now, if that is what a notification tells.

@@ -121,7 +121,8 @@ pub(crate) fn complete(node: &Namespace, load: Load) -> Result<usize> {
     complete.map_err(|error| unavailable(&error))
 }
 
-fn runtime() -> Result<Runtime> {
+/// What netlink sockets are used in.
+pub(crate) fn runtime() -> Result<Runtime> {
     let runtime = Builder::new_current_thread().enable_all().build();
     runtime.context(|| "start a probe".into())
 }
@@ -145,7 +146,7 @@ fn key(service: usize) -> ServiceKey {
     ServiceKey::address(address, Protocol::Tcp)
 }
 
-fn unavailable(error: &dyn std::error::Error) -> Error {
+pub(crate) fn unavailable(error: &dyn std::error::Error) -> Error {
     Error::Unavailable(format!("cannot look at the node's kernel: {error}"))
 }
 

@@ -218,7 +218,6 @@ fn quick() -> Vec<Task> {
         },
         Course {
             changes: 10,
-            idle: 30,
             ..course(UpstreamIpvs, 200)
         },
         Course {
@@ -229,7 +228,6 @@ fn quick() -> Vec<Task> {
         Course {
             starts: 3,
             changes: 50,
-            idle: 30,
             ..course(Ours, 1000)
         },
         Course {
