@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use proxier::{
     Config, Reconciler,
     config::{LocalDetector, NodePortAddresses},
@@ -20,7 +21,7 @@ use proxier::{
 };
 use serde_json::json;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc::{self, Receiver, UnboundedReceiver, UnboundedSender},
 };
 use tracing::info;
@@ -91,7 +92,7 @@ struct Outlook {
 pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error> {
     let (sink, changes) = mpsc::unbounded_channel();
     let (reporter, reports) = mpsc::unbounded_channel();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (events, to_post) = Events::channel();
     let metrics = Arc::new(Metrics::new()?);
     let followed = match &settings.source {
@@ -115,13 +116,30 @@ pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error>
         let ended = servers(&settings, &outlook, reports)?.start()?;
         ended.await.map_or(Err(Error::Stopped), |error| Err(error.into()))
     };
-    let ended = tokio::select! {
-        ended = served => ended,
-        ended = follow(&followed, &settings.config.node_name, hostname, &outlook, to_post, sink) => ended,
-        ended = program(&settings, &outlook.metrics, reporter, changes) => ended,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+    let signalled = |mut signal: Signal| async move {
+        signal.recv().await;
+        Ok(())
     };
+    // Unlike `select!`, this polls only who was woken: a watch event concerns one or two.
+    let mut all: FuturesUnordered<_> = [
+        served.boxed_local(),
+        follow(
+            &followed,
+            &settings.config.node_name,
+            hostname,
+            &outlook,
+            to_post,
+            sink,
+        )
+        .boxed_local(),
+        program(&settings, &outlook.metrics, reporter, changes).boxed_local(),
+        signalled(terminate).boxed_local(),
+        signalled(interrupt).boxed_local(),
+    ]
+    .into_iter()
+    .collect();
+    let ended = all.next().await.unwrap_or(Err(Error::Stopped));
+    drop(all);
     if let (Err(error), Followed::Api(client), Request::Run) = (&ended, &followed, &settings.request) {
         let event = Event::failed(&settings.config.node_name, error.reason(), error);
         events::post_last(event, client, hostname).await;

@@ -35,6 +35,8 @@ pub(crate) struct Channel {
     protocol: isize,
     fd: AsyncFd<netlink_sys::Socket>,
     buffer: Vec<u8>,
+    send_room: usize,
+    receive_room: usize,
 }
 
 impl Channel {
@@ -56,12 +58,18 @@ impl Channel {
         if sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
             sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER)?;
         }
+        let (send_room, receive_room) = (
+            send_room(&socket),
+            sockopt::socket_recv_buffer_size(&socket).unwrap_or_default(),
+        );
         // SAFETY: the socket owns its descriptor, and keeps it open and the same until the `AsyncFd` drops it.
         let fd = unsafe { AsyncFd::register(socket) }?;
         Ok(Self {
             protocol,
             fd,
             buffer: vec![0; RECEIVE_BUFFER],
+            send_room,
+            receive_room,
         })
     }
 
@@ -77,20 +85,22 @@ impl Channel {
 
     /// The largest datagram that can be sent, in bytes.
     pub(crate) fn send_room(&self) -> usize {
-        let size = sockopt::socket_send_buffer_size(self.fd.get_ref()).unwrap_or_default();
-        size.saturating_sub(SEND_RESERVE)
+        self.send_room
     }
 
     /// Size of the receive queue, in bytes as the kernel counts.
     pub(crate) fn receive_room(&self) -> usize {
-        sockopt::socket_recv_buffer_size(self.fd.get_ref()).unwrap_or_default()
+        self.receive_room
     }
 
     /// Enlarges the send buffer for a datagram of this size, if it may.
-    pub(crate) fn make_room(&self, bytes: usize) {
-        if bytes > self.send_room() {
-            // Where this fails, `send` says what is missing.
-            let _ = sockopt::set_socket_send_buffer_size_force(self.fd.get_ref(), bytes + SEND_RESERVE);
+    pub(crate) fn make_room(&mut self, bytes: usize) {
+        let socket = self.fd.get_ref();
+        // Where this fails, `send` says what is missing.
+        if bytes > self.send_room
+            && sockopt::set_socket_send_buffer_size_force(socket, bytes + SEND_RESERVE).is_ok()
+        {
+            self.send_room = send_room(socket);
         }
     }
 
@@ -143,6 +153,12 @@ impl Channel {
             received => Some(self.received(received)),
         }
     }
+}
+
+/// What the kernel takes at once.
+fn send_room(socket: &netlink_sys::Socket) -> usize {
+    let size = sockopt::socket_send_buffer_size(socket).unwrap_or_default();
+    size.saturating_sub(SEND_RESERVE)
 }
 
 /// Length of the datagram that was received; more than the buffer's where the datagram was cut.

@@ -8,7 +8,10 @@ use std::{
 };
 
 use backon::ExponentialBuilder;
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{
+    FutureExt, StreamExt,
+    stream::{BoxStream, FuturesUnordered},
+};
 use kube::{
     Api, Client, ResourceExt,
     runtime::{
@@ -62,8 +65,17 @@ pub(crate) async fn run(client: Client, node_name: &str, health: &Arc<Health>, s
         info!("caches are synced");
         _ = sink.send(Change::Synced);
     };
+    // Unlike `join!`, this polls only who was woken: most events are of slices.
+    let watches: FuturesUnordered<_> = [
+        services.run().boxed_local(),
+        slices.run().boxed_local(),
+        node.run().boxed_local(),
+        announce.boxed_local(),
+    ]
+    .into_iter()
+    .collect();
     tokio::select! {
-        _ = async { tokio::join!(services.run(), slices.run(), node.run(), announce) } => {}
+        () = watches.collect() => {}
         () = sink.closed() => {}
     }
 }
