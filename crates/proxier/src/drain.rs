@@ -29,6 +29,11 @@ impl Draining {
         self.since.len()
     }
 
+    /// The virtual servers that have some.
+    pub(crate) fn servers(&self) -> HashSet<ServiceKey> {
+        self.since.keys().map(|(server, _)| *server).collect()
+    }
+
     /// Those that may be removed.
     pub(crate) fn drained(&self) -> &HashSet<RealServer> {
         &self.drained

@@ -553,7 +553,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn look_at_draining(&mut self) {
         let now = Instant::now();
         self.drain_at = now + DRAIN_PERIOD;
-        match self.kernel.connections().await {
+        match self.kernel.connections(&self.draining.servers()).await {
             Ok(connections) => {
                 let timeout = |server: &ServiceKey| self.planner.drain_timeout(*server);
                 let drained = self.draining.look(&connections, now, timeout);

@@ -67,10 +67,10 @@ pub(crate) async fn run(client: Client, node_name: &str, health: &Arc<Health>, s
     };
     // Unlike `join!`, this polls only who was woken: most events are of slices.
     let watches: FuturesUnordered<_> = [
-        services.run().boxed_local(),
-        slices.run().boxed_local(),
-        node.run().boxed_local(),
-        announce.boxed_local(),
+        services.run().boxed(),
+        slices.run().boxed(),
+        node.run().boxed(),
+        announce.boxed(),
     ]
     .into_iter()
     .collect();

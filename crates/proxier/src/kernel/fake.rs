@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     future::pending,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -194,8 +194,13 @@ impl Kernel for FakeKernel {
         Ok(self.change(|state| state.own_addresses.iter().copied().collect()))
     }
 
-    async fn connections(&mut self) -> Result<HashMap<RealServer, u64>, Failure> {
-        Ok(self.change(|state| state.connections.clone()))
+    async fn connections(
+        &mut self,
+        servers: &HashSet<ServiceKey>,
+    ) -> Result<HashMap<RealServer, u64>, Failure> {
+        let mut connections = self.change(|state| state.connections.clone());
+        connections.retain(|(server, _), _| servers.contains(server));
+        Ok(connections)
     }
 
     async fn take_over(&mut self) -> Result<(), Failure> {

@@ -1,14 +1,13 @@
 //! The real kernel.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     fs,
     net::{IpAddr, Ipv4Addr},
 };
 
 use ipvs::{
-    Command, Destination, Family, Forwarding, Handle, Protocol, Scheduler, ServiceEntry, ServiceKey,
-    TunnelType,
+    Command, Destination, Family, Forwarding, Handle, Protocol, Scheduler, ServiceKey, TunnelType,
     proc::{ProcDestination, ProcForwarding},
 };
 use tracing::{info, warn};
@@ -30,6 +29,9 @@ use crate::{
 /// Where a scheduler is tried out: an address for documentation (RFC 5737), which no Service has.
 const PROBE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 0));
 const PROBE_PORT: u16 = 20000;
+
+/// Of up to as many virtual servers IPVS is asked for each; of more, everything is read at once.
+const ASKED_ONE_BY_ONE: usize = 100;
 
 /// Why the kernel cannot be used. Nothing of the proxier works then.
 #[derive(Debug, thiserror::Error)]
@@ -293,6 +295,32 @@ impl Linux {
         updates.iter().map(result).collect()
     }
 
+    async fn count_connections(
+        &mut self,
+        servers: &HashSet<ServiceKey>,
+    ) -> Result<HashMap<RealServer, u64>, ipvs::Error> {
+        let mut counted = HashMap::new();
+        if servers.len() > ASKED_ONE_BY_ONE {
+            for (entry, destinations) in self.ipvs.summary().await? {
+                counted.extend(connections(entry.service.key, destinations));
+            }
+            return Ok(counted);
+        }
+        for server in servers {
+            match self.ipvs.destinations(server).await {
+                Ok(dumped) => {
+                    counted.extend(connections(
+                        *server,
+                        dumped.into_iter().map(ProcDestination::from),
+                    ));
+                }
+                Err(ipvs::Error::NoSuchService(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(counted)
+    }
+
     async fn replace_upstream(&mut self) -> Result<(), Error> {
         for family in self.families.clone() {
             let Some(elements) = self.waiting.get(&family) else {
@@ -502,16 +530,12 @@ impl Kernel for Linux {
             .node)
     }
 
-    async fn connections(&mut self) -> Result<HashMap<RealServer, u64>, Failure> {
-        let servers = self
-            .ipvs
-            .summary()
-            .await
-            .map_err(|error| Failure::unknown(&error))?;
-        Ok(servers
-            .iter()
-            .flat_map(|(entry, destinations)| connections(entry, destinations))
-            .collect())
+    async fn connections(
+        &mut self,
+        servers: &HashSet<ServiceKey>,
+    ) -> Result<HashMap<RealServer, u64>, Failure> {
+        let counted = self.count_connections(servers).await;
+        counted.map_err(|error| Failure::unknown(&error))
     }
 
     async fn take_over(&mut self) -> Result<(), Failure> {
@@ -607,13 +631,12 @@ fn of_link(update: &link::Update, result: Result<(), link::Error>) -> Result<(),
 }
 
 fn connections(
-    entry: &ServiceEntry,
-    destinations: &[ProcDestination],
+    server: ServiceKey,
+    destinations: impl IntoIterator<Item = ProcDestination>,
 ) -> impl Iterator<Item = (RealServer, u64)> {
-    let key = entry.service.key;
-    destinations.iter().map(move |read| {
+    destinations.into_iter().map(move |read| {
         let count = u64::from(read.active_connections) + u64::from(read.inactive_connections);
-        ((key, read.address), count)
+        ((server, read.address), count)
     })
 }
 

@@ -1,6 +1,11 @@
 //! The kernel's side: drivers that carry out operations and read the state back. They hold no policy.
 
-use std::{collections::HashMap, fmt, future::Future, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    future::Future,
+    net::IpAddr,
+};
 
 use ipvs::{Destination, Family, ServiceKey};
 
@@ -101,8 +106,12 @@ pub trait Kernel {
     /// Reads the node's own addresses.
     fn own_addresses(&mut self) -> impl Future<Output = Result<Vec<IpAddr>, Failure>>;
 
-    /// The connections, active and inactive, of every real server.
-    fn connections(&mut self) -> impl Future<Output = Result<HashMap<RealServer, u64>, Failure>>;
+    /// The connections, active and inactive, of every real server of these virtual servers. One that is not there (any
+    /// more) has none listed; of others they may be.
+    fn connections(
+        &mut self,
+        servers: &HashSet<ServiceKey>,
+    ) -> impl Future<Output = Result<HashMap<RealServer, u64>, Failure>>;
 
     /// All that exists is programmed: has it take the place of what another kube-proxy has left, which is removed.
     fn take_over(&mut self) -> impl Future<Output = Result<(), Failure>>;
