@@ -38,9 +38,11 @@ const DRAIN_PERIOD: Duration = Duration::from_secs(1);
 const VERIFY_MIN_PERIOD: Duration = Duration::from_secs(1);
 
 /// Verifications that take longer than [`VERIFY_SHORT`] and find all well are made so rarely that they take this part of
-/// one processor, even where that is less often than the synchronisation period.
+/// one processor, even where that is less often than the synchronisation period; but not more rarely than
+/// [`VERIFY_MAX_PERIOD`], because what took so long may have been the machine.
 const VERIFY_SHARE: u32 = 1000;
 const VERIFY_SHORT: Duration = Duration::from_millis(100);
+const VERIFY_MAX_PERIOD: Duration = Duration::from_secs(15 * 60);
 
 /// Services that wait, more than which have what everything else in the cluster needs programmed before them (B2): a batch
 /// of its own costs as much as a hundred more of them.
@@ -514,7 +516,8 @@ impl<K: Kernel> Reconciler<K> {
         self.finish(progress, Planned::default()).await;
         let took = self.verified_at.elapsed();
         if all_was_well && took > VERIFY_SHORT {
-            self.verify_at = self.verify_at.max(self.verified_at + VERIFY_SHARE * took);
+            let period = (VERIFY_SHARE * took).min(VERIFY_MAX_PERIOD);
+            self.verify_at = self.verify_at.max(self.verified_at + period);
         }
     }
 
@@ -896,7 +899,7 @@ mod tests {
         });
     }
 
-    /// How many verifications there are in ten minutes where each takes so long, and this is done once a second.
+    /// How many verifications there are in an hour where each takes so long, and this is done once a second.
     async fn verifications_of(reading: Duration, change: impl Fn(&FakeKernel)) -> usize {
         let kernel = FakeKernel::default();
         kernel.change(|state| state.reading = reading);
@@ -906,7 +909,7 @@ mod tests {
             running.take_syncs().filter(of_verification).count()
         };
         let mut count = 0;
-        for _ in 0..600 {
+        for _ in 0..3600 {
             change(&kernel);
             running.pass(Duration::from_secs(1)).await;
             count += verifications(&mut running);
@@ -925,9 +928,10 @@ mod tests {
                 destinations.for_each(|destination| destination.weight = 7);
             });
         };
-        assert_eq!(verifications_of(Duration::from_millis(100), nothing).await, 19);
-        assert_eq!(verifications_of(Duration::from_millis(150), nothing).await, 4);
-        assert_eq!(verifications_of(Duration::from_millis(150), weights).await, 19);
+        assert_eq!(verifications_of(Duration::from_millis(100), nothing).await, 119);
+        assert_eq!(verifications_of(Duration::from_millis(150), nothing).await, 24);
+        assert_eq!(verifications_of(Duration::from_millis(150), weights).await, 119);
+        assert_eq!(verifications_of(Duration::from_secs(60), nothing).await, 4);
     }
 
     #[tokio::test(start_paused = true)]
