@@ -41,7 +41,7 @@ const VERIFY_MIN_PERIOD: Duration = Duration::from_secs(1);
 /// one processor, even where that is less often than the synchronisation period; but not more rarely than
 /// [`VERIFY_MAX_PERIOD`], because what took so long may have been the machine.
 const VERIFY_SHARE: u32 = 1000;
-const VERIFY_SHORT: Duration = Duration::from_millis(100);
+const VERIFY_SHORT: Duration = Duration::from_millis(500);
 const VERIFY_MAX_PERIOD: Duration = Duration::from_secs(15 * 60);
 
 /// Services that wait, more than which have what everything else in the cluster needs programmed before them (B2): a batch
@@ -928,9 +928,9 @@ mod tests {
                 destinations.for_each(|destination| destination.weight = 7);
             });
         };
-        assert_eq!(verifications_of(Duration::from_millis(100), nothing).await, 119);
-        assert_eq!(verifications_of(Duration::from_millis(150), nothing).await, 24);
-        assert_eq!(verifications_of(Duration::from_millis(150), weights).await, 119);
+        assert_eq!(verifications_of(Duration::from_millis(500), nothing).await, 119);
+        assert_eq!(verifications_of(Duration::from_millis(600), nothing).await, 6);
+        assert_eq!(verifications_of(Duration::from_millis(600), weights).await, 119);
         assert_eq!(verifications_of(Duration::from_secs(60), nothing).await, 4);
     }
 
