@@ -135,6 +135,21 @@ impl Handle {
         entries.collect::<Result<_, _>>().map_err(decode)
     }
 
+    /// The same; `None` if there is no such service, as when it was deleted since it was listed.
+    ///
+    /// # Errors
+    ///
+    /// A dump is complete or an error.
+    pub async fn find_destinations(
+        &mut self,
+        key: &ServiceKey,
+    ) -> Result<Option<Vec<DestinationEntry>>, Error> {
+        match self.destinations(key).await {
+            Err(Error::NoSuchService(_)) => Ok(None),
+            destinations => destinations.map(Some),
+        }
+    }
+
     /// All services with their destinations: one dump, and one more for each service. Where weights and connection
     /// counts will do, [`Handle::summary`] takes a fraction of the time.
     ///
@@ -144,10 +159,8 @@ impl Handle {
     pub async fn table(&mut self) -> Result<Vec<VirtualService>, Error> {
         let mut table = Vec::new();
         for entry in self.services().await? {
-            match self.destinations(&entry.service.key).await {
-                Ok(destinations) => table.push(VirtualService { entry, destinations }),
-                Err(Error::NoSuchService(_)) => {}
-                Err(error) => return Err(error),
+            if let Some(destinations) = self.find_destinations(&entry.service.key).await? {
+                table.push(VirtualService { entry, destinations });
             }
         }
         Ok(table)
@@ -175,10 +188,9 @@ impl Handle {
             let key = &entry.service.key;
             let destinations = match listed.remove(key) {
                 Some(destinations) => destinations,
-                None => match self.destinations(key).await {
-                    Ok(dumped) => dumped.into_iter().map(ProcDestination::from).collect(),
-                    Err(Error::NoSuchService(_)) => continue,
-                    Err(error) => return Err(error),
+                None => match self.find_destinations(key).await? {
+                    Some(dumped) => dumped.into_iter().map(ProcDestination::from).collect(),
+                    None => continue,
                 },
             };
             summary.push((entry, destinations));

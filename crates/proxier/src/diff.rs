@@ -100,17 +100,17 @@ impl Phases {
         if wanted.clone().eq(has.iter().copied()) {
             return;
         }
-        let phase = if wanted.clone().next().is_none() {
+        let wanted: Set<_> = wanted.collect();
+        let phase = if wanted.is_empty() {
             &mut self.finish
         } else {
             &mut self.prepare
         };
-        has.iter()
-            .filter(|element| !wanted.clone().any(|wanted| wanted == **element))
+        has.difference(&wanted)
             .for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
         wanted
-            .filter(|element| !has.contains(element))
-            .for_each(|element| push(phase, key, netfilter::Update::Add(element)));
+            .difference(has)
+            .for_each(|element| push(phase, key, netfilter::Update::Add(*element)));
     }
 
     fn source_ports(&mut self, key: Key, wanted: SourcePorts, has: SourcePorts) {
@@ -133,8 +133,8 @@ impl Phases {
         let frontend = wanted.server(&server);
         let wants = frontend.map(|frontend| (frontend.virtual_server, &*frontend.real_servers));
         let in_cluster = frontend.and_then(|frontend| {
-            let real_servers = frontend.in_cluster.as_deref()?;
-            Some((frontend.by_mark(by_mark(wanted.mark(&server)?)), real_servers))
+            let (mark, real_servers) = wanted.in_cluster_of(&server, frontend)?;
+            Some((frontend.by_mark(by_mark(mark)), real_servers))
         });
         let wants = [wants, in_cluster];
         for (service, real_servers) in wants.iter().flatten() {

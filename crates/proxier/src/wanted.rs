@@ -177,7 +177,16 @@ impl Wanted {
 
     /// The firewall mark for clients in the cluster of the virtual server `key`, and their real servers.
     pub fn in_cluster(&self, key: &ServiceKey) -> Option<(u32, &RealServers)> {
-        let servers = self.server(key)?.in_cluster.as_deref()?;
+        self.in_cluster_of(key, self.server(key)?)
+    }
+
+    /// The same of a virtual server that has been looked up.
+    pub(crate) fn in_cluster_of<'a>(
+        &self,
+        key: &ServiceKey,
+        wanted: &'a Frontend,
+    ) -> Option<(u32, &'a RealServers)> {
+        let servers = wanted.in_cluster.as_deref()?;
         Some((self.marks.get(key)?, servers))
     }
 
@@ -237,8 +246,8 @@ impl Wanted {
         };
         let of_server = server.and_then(|server| Some((server, self.server(&server)?, frontend(&server)?)));
         let of_server = of_server.into_iter().flat_map(|(server, wanted, frontend)| {
-            let mark = wanted.in_cluster.as_ref().and_then(|_| self.mark(&server));
-            let mark = mark.map(|mark| Element::Mark(frontend, mark));
+            let in_cluster = self.in_cluster_of(&server, wanted);
+            let mark = in_cluster.map(|(mark, _)| Element::Mark(frontend, mark));
             let ranges = wanted.source_ranges.iter();
             [Element::Service(frontend, wanted.treatment)]
                 .into_iter()

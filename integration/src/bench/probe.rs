@@ -110,13 +110,10 @@ pub(crate) fn complete(node: &Namespace, load: Load) -> Result<usize> {
     let complete = runtime.block_on(async {
         let mut complete = 0;
         for service in 0..load.services {
-            match handle.destinations(&key(service)).await {
-                Ok(servers) => complete += usize::from(servers.len() == load.endpoints),
-                Err(ipvs::Error::NoSuchService(_)) => {}
-                Err(error) => return Err(error),
-            }
+            let servers = handle.find_destinations(&key(service)).await?;
+            complete += usize::from(servers.is_some_and(|servers| servers.len() == load.endpoints));
         }
-        Ok(complete)
+        Ok::<_, ipvs::Error>(complete)
     });
     complete.map_err(|error| unavailable(&error))
 }

@@ -307,16 +307,9 @@ impl Linux {
             return Ok(counted);
         }
         for server in servers {
-            match self.ipvs.destinations(server).await {
-                Ok(dumped) => {
-                    counted.extend(connections(
-                        *server,
-                        dumped.into_iter().map(ProcDestination::from),
-                    ));
-                }
-                Err(ipvs::Error::NoSuchService(_)) => {}
-                Err(error) => return Err(error),
-            }
+            let dumped = self.ipvs.find_destinations(server).await?;
+            let destinations = dumped.into_iter().flatten().map(ProcDestination::from);
+            counted.extend(connections(*server, destinations));
         }
         Ok(counted)
     }
