@@ -46,7 +46,7 @@ pub fn diff(
     wanted: &Wanted,
     applied: &Applied,
     circumstances: Circumstances<'_>,
-) -> Vec<Step> {
+) -> Phases {
     let mut phases = Phases::default();
     for key in keys {
         phases.elements(key, wanted.elements(&key), applied.elements(&key));
@@ -57,12 +57,12 @@ pub fn diff(
             Key::SourcePorts => phases.source_ports(key, wanted.source_ports(), applied.source_ports),
         }
     }
-    phases.in_order()
+    phases
 }
 
-/// The steps by the order in which they must be done (I1).
+/// The steps by the order in which they must be done (I1). Those of a phase are of one part of the kernel.
 #[derive(Debug, Default)]
-struct Phases {
+pub struct Phases {
     /// Netfilter state that must be there before traffic is.
     prepare: Vec<Step>,
     servers: Vec<Step>,
@@ -80,18 +80,9 @@ fn push(phase: &mut Vec<Step>, key: Key, operation: impl Into<Operation>) {
 }
 
 impl Phases {
-    fn in_order(self) -> Vec<Step> {
-        let Self {
-            prepare: mut steps,
-            servers,
-            bind,
-            unbind,
-            finish,
-        } = self;
-        for later in [servers, bind, unbind, finish] {
-            steps.extend(later);
-        }
-        steps
+    /// The first is done first.
+    pub fn in_order(self) -> [Vec<Step>; 5] {
+        [self.prepare, self.servers, self.bind, self.unbind, self.finish]
     }
 
     /// While an object is wanted, its elements are replaced before anything else. The last go at the end.

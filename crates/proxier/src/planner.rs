@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::{
     applied::Applied,
     config::{Config, LocalDetector},
-    diff::{Circumstances, diff},
+    diff::{Circumstances, Phases, diff},
     explain::{Explanation, explain},
     model::{Change, ObjectName},
     plan::{NodeFacts, Plan, plan},
@@ -207,6 +207,16 @@ impl Planner {
         keys: impl IntoIterator<Item = Key>,
         drained: &HashSet<RealServer>,
     ) -> Vec<Step> {
+        self.phases_from(applied, keys, drained).concat()
+    }
+
+    /// The same, by the order in which they must be done; see [`Phases`].
+    pub(crate) fn phases_from(
+        &self,
+        applied: &Applied,
+        keys: impl IntoIterator<Item = Key>,
+        drained: &HashSet<RealServer>,
+    ) -> [Vec<Step>; 5] {
         // Equal inputs give equal batches, and `default/kubernetes` is first in its own (B2).
         let mut keys: Vec<_> = keys.into_iter().collect();
         keys.sort_unstable();
@@ -214,11 +224,13 @@ impl Planner {
         let first: Vec<_> = self.wanted.keys_of(&ObjectName::kubernetes_api()).collect();
         let (first, others): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| first.contains(key));
         self.diff(first.into_iter().chain(others), applied, drained)
+            .in_order()
     }
 
     /// Whether the kernel holds what is wanted of this object.
     pub fn is_in_step(&self, key: Key, applied: &Applied, drained: &HashSet<RealServer>) -> bool {
-        self.diff([key], applied, drained).is_empty()
+        let phases = self.diff([key], applied, drained).in_order();
+        phases.iter().all(Vec::is_empty)
     }
 
     fn diff(
@@ -226,7 +238,7 @@ impl Planner {
         keys: impl IntoIterator<Item = Key>,
         applied: &Applied,
         drained: &HashSet<RealServer>,
-    ) -> Vec<Step> {
+    ) -> Phases {
         let node = &self.config.node_name;
         diff(keys, &self.wanted, applied, Circumstances { drained, node })
     }

@@ -27,9 +27,11 @@ use crate::{
     step::{Key, Operation, Step},
 };
 
-/// How many Services share a batch. The first batches of a start are in force while later ones are planned,
-/// and a change that arrives meanwhile waits for one batch only.
+/// How many Services share the first batch; while others wait, each batch has twice as many as the one before it, up to
+/// [`SERVICES_PER_LATER_BATCH`]. The first ones of a start are in force while others are planned, and a change that arrives
+/// meanwhile waits for one batch only; but each batch is a transaction of nftables, for which the kernel takes its time.
 const SERVICES_PER_BATCH: usize = 500;
+const SERVICES_PER_LATER_BATCH: usize = 4000;
 
 /// How often draining real servers are looked at.
 const DRAIN_PERIOD: Duration = Duration::from_secs(1);
@@ -72,6 +74,8 @@ pub struct Reconciler<K> {
     verified_at: Instant,
     verify_at: Instant,
     batch_at: Instant,
+    /// How many Services the next batch may have.
+    batch_size: usize,
     drain_at: Instant,
     foreign_drops: Vec<ForeignDrop>,
     accounting: Accounting,
@@ -164,6 +168,7 @@ impl<K: Kernel> Reconciler<K> {
             verified_at: now,
             verify_at,
             batch_at: now,
+            batch_size: SERVICES_PER_BATCH,
             drain_at: now,
             foreign_drops: Vec::new(),
             accounting: Accounting::default(),
@@ -239,7 +244,12 @@ impl<K: Kernel> Reconciler<K> {
         let mut progress = Progress::begin(Occasion::Change);
         let first = !self.complete && self.planner.wanted().is_empty();
         let alone = first && self.planner.behind() > ALONE_BEFORE;
-        let mut planned = self.planner.plan_next(if alone { 1 } else { SERVICES_PER_BATCH });
+        let mut planned = self.planner.plan_next(if alone { 1 } else { self.batch_size });
+        self.batch_size = match self.planner.is_behind() {
+            true if alone => self.batch_size,
+            true => (2 * self.batch_size).min(SERVICES_PER_LATER_BATCH),
+            false => SERVICES_PER_BATCH,
+        };
         let keys = std::mem::take(&mut planned.keys);
         self.reconcile(keys, &mut progress).await;
         if !self.planner.is_behind() && !self.complete {
@@ -372,10 +382,10 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Makes the kernel hold what is wanted under these keys, as far as it lets us.
     async fn reconcile(&mut self, mut keys: Vec<Key>, progress: &mut Progress) {
-        let steps = self
+        let phases = self
             .planner
-            .steps_from(&self.applied, keys.iter().copied(), self.draining.drained());
-        let mut failed = self.perform(steps, progress).await;
+            .phases_from(&self.applied, keys.iter().copied(), self.draining.drained());
+        let mut failed = self.perform(&phases, progress).await;
         progress.failed |= !failed.is_empty();
         if failed.is_empty() && self.failures.is_empty() {
             return;
@@ -397,10 +407,10 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Has the kernel take the steps, driver by driver, in their order. An object is left alone from its
     /// first failure on; the others go on (I5).
-    async fn perform(&mut self, steps: Vec<Step>, progress: &mut Progress) -> HashMap<Key, Failure> {
+    async fn perform(&mut self, phases: &[Vec<Step>], progress: &mut Progress) -> HashMap<Key, Failure> {
         let mut failed = HashMap::new();
-        for group in steps.chunk_by(|a, b| a.operation.driver() == b.operation.driver()) {
-            let group: Vec<_> = group
+        for phase in phases {
+            let group: Vec<_> = phase
                 .iter()
                 .filter(|step| !failed.contains_key(&step.key))
                 .collect();
@@ -1499,5 +1509,19 @@ mod tests {
         let own = log.iter().rposition(|line| line.contains("10.99.0.1"));
         let others = log.iter().position(|line| line.contains("10.96."));
         assert!(own.is_some() && others.is_some() && own < others, "{log:?}");
+    }
+    /// B3
+    #[tokio::test(start_paused = true)]
+    async fn the_longer_the_queue_the_larger_the_batches() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::on(&kernel).await;
+        for number in 0..2000 {
+            let address = format!("10.96.{}.{}", number / 250, number % 250);
+            running.send(Change::Service(service(&format!("s{number}"), &address)));
+        }
+        running.send(Change::Synced);
+        running.pass(MOMENT).await;
+        let batches: Vec<_> = running.take_syncs().map(|sync| sync.services).collect();
+        assert_eq!(batches, [1, 500, 1000, 499]);
     }
 }
