@@ -109,11 +109,11 @@ impl Servers {
         let service_health = ServiceHealth::new(
             self.node_name,
             self.on_all_addresses,
-            self.health.clone(),
+            self.health,
             connections.clone(),
             self.events.clone(),
         );
-        let reports = Reports::new(self.health, metrics, self.events, service_health);
+        let reports = Reports::new(metrics, self.events, service_health);
         let served = |purpose, address, handler| {
             serve_at(purpose, address, self.hard_fail, connections.clone(), handler)
         };

@@ -6,12 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use ipvs::Family;
 use proxier::{
     model::ObjectName,
     report::{Occasion, Problem, Report, ServiceStatus, Sync},
 };
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender},
+    time::Instant,
+};
 
 use crate::{
     events::{Event, Events},
@@ -20,32 +22,58 @@ use crate::{
     metrics::Metrics,
 };
 
+/// Takes note of the proxier's health on its own thread, and sends its reports on to [`Reports`].
+///
+/// Health has to know of a change before the kernel is at work on it, and may hang; but a thread that wakes up for that
+/// would have its turn before the kernel.
+pub(crate) fn observer(
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    reports: UnboundedSender<Report>,
+) -> impl FnMut(Report) + Send + 'static {
+    let mut families = Vec::new();
+    move |report| {
+        match &report {
+            Report::Queued { at } => {
+                health.note_behind((*at).into());
+                return metrics.note_queued(&families);
+            }
+            Report::Sync(sync) => {
+                health.set_families(&sync.families);
+                families.clone_from(&sync.families);
+                if sync.complete
+                    && !sync.pending
+                    && !matches!(sync.occasion, Occasion::Retry | Occasion::Drain)
+                {
+                    health.note_synced();
+                }
+            }
+            // What is wrong in the kernel, if anything, goes on being wrong.
+            Report::Unreadable(_) => health.note_behind(Instant::now()),
+            _ => {}
+        }
+        // Fails if the servers have ended, and with them the program.
+        _ = reports.send(report);
+    }
+}
+
 /// Where reports go.
 pub(crate) struct Reports {
-    health: Arc<Health>,
     metrics: Arc<Metrics>,
     events: Events,
     service_health: ServiceHealth,
     /// Of Services that have some: the problems that there are events of.
     problems: HashMap<ObjectName, BTreeSet<Problem>>,
-    families: Vec<Family>,
 }
 
 impl Reports {
     /// Tells everybody.
-    pub(crate) fn new(
-        health: Arc<Health>,
-        metrics: Arc<Metrics>,
-        events: Events,
-        service_health: ServiceHealth,
-    ) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, events: Events, service_health: ServiceHealth) -> Self {
         Self {
-            health,
             metrics,
             events,
             service_health,
             problems: HashMap::new(),
-            families: Vec::new(),
         }
     }
 
@@ -58,15 +86,8 @@ impl Reports {
 
     fn take_one(&mut self, report: Report) {
         match report {
-            Report::Queued { at } => {
-                self.health.note_behind(at.into());
-                self.metrics.note_queued(&self.families);
-            }
             Report::Sync(sync) => self.take_sync(&sync),
-            // What is wrong in the kernel, if anything, goes on being wrong.
-            Report::Unreadable(_) => self.health.note_behind(tokio::time::Instant::now()),
             Report::Service(service, status) => self.take_service(service, status),
-            Report::Failing { .. } | Report::Recovered(_) => {}
             Report::Conntrack {
                 family,
                 duration,
@@ -74,17 +95,14 @@ impl Reports {
             } => self.metrics.note_conntrack(family, duration, deleted),
             Report::Carried(ports) => self.metrics.set_carried(&ports),
             Report::ForeignDrops(drops) => self.metrics.set_foreign_drops(drops.len()),
+            Report::Queued { .. } | Report::Unreadable(_) | Report::Failing { .. } | Report::Recovered(_) => {
+            }
         }
     }
 
     fn take_sync(&mut self, sync: &Sync) {
         self.metrics.note_sync(sync);
         self.service_health.set_addresses(&sync.node_port_addresses);
-        self.health.set_families(&sync.families);
-        self.families.clone_from(&sync.families);
-        if sync.complete && !sync.pending && !matches!(sync.occasion, Occasion::Retry | Occasion::Drain) {
-            self.health.note_synced();
-        }
     }
 
     fn take_service(&mut self, service: ObjectName, status: ServiceStatus) {

@@ -22,7 +22,7 @@ use proxier::{
 use serde_json::json;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc::{self, Receiver, UnboundedReceiver, UnboundedSender},
+    sync::mpsc::{self, Receiver, UnboundedReceiver},
 };
 use tracing::info;
 
@@ -35,6 +35,7 @@ use crate::{
     inspect, logging,
     metrics::Metrics,
     relay::{self, Relay},
+    reports,
     settings::{Client, Settings, Source},
     source::{Sink, api, manifests},
     version,
@@ -91,7 +92,7 @@ struct Outlook {
 /// Programs Services until a signal comes. What is programmed stays.
 pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error> {
     let (sink, changes) = mpsc::unbounded_channel();
-    let (reporter, reports) = mpsc::unbounded_channel();
+    let (to_servers, reports) = mpsc::unbounded_channel();
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (events, to_post) = Events::channel();
     let metrics = Arc::new(Metrics::new()?);
@@ -108,6 +109,7 @@ pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error>
         health: Arc::new(Health::new(settings.config.sync_period)),
         events,
     };
+    let observer = reports::observer(outlook.health.clone(), outlook.metrics.clone(), to_servers);
     let served = async {
         if settings.request != Request::Run {
             return pending().await;
@@ -132,7 +134,7 @@ pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error>
             sink,
         )
         .boxed_local(),
-        program(&settings, &outlook.metrics, reporter, changes).boxed_local(),
+        program(&settings, &outlook.metrics, observer, changes).boxed_local(),
         signalled(terminate).boxed_local(),
         signalled(interrupt).boxed_local(),
     ]
@@ -209,7 +211,7 @@ async fn follow(
 async fn program(
     settings: &Settings,
     metrics: &Metrics,
-    reporter: UnboundedSender<Report>,
+    observer: impl FnMut(Report) + Send + 'static,
     changes: UnboundedReceiver<Change>,
 ) -> Result<(), Error> {
     let mut relay =
@@ -236,7 +238,7 @@ async fn program(
     };
     tokio::select! {
         ended = relaying => ended,
-        ended = proxy(config, &source, inbox, reporter) => ended,
+        ended = proxy(config, &source, inbox, observer) => ended,
     }
 }
 
@@ -245,7 +247,7 @@ async fn proxy(
     config: Config,
     source: &str,
     changes: UnboundedReceiver<Change>,
-    reports: UnboundedSender<Report>,
+    observer: impl FnMut(Report) + Send + 'static,
 ) -> Result<(), Error> {
     let kernel = Linux::prepare(&config).await?;
     let families: Vec<String> = kernel.families().iter().map(ToString::to_string).collect();
@@ -259,7 +261,7 @@ async fn proxy(
         source,
         "Programming Services"
     );
-    let reconciler = Reconciler::new(config, kernel, reports)
+    let reconciler = Reconciler::new(config, kernel, observer)
         .await
         .map_err(Error::Observe)?;
     reconciler.run(changes).await;

@@ -8,7 +8,7 @@ use std::{
 
 use ipvs::{Command, Family, Protocol, ServiceKey};
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender},
+    sync::mpsc::UnboundedReceiver,
     task::yield_now,
     time::{Instant, sleep_until},
 };
@@ -23,7 +23,7 @@ use crate::{
     kernel::{Event, Failure, FailureKind, Kernel, netfilter::foreign::ForeignDrop},
     model::Change,
     planner::{Planned, Planner},
-    report::{Occasion, Report, Sync, Totals, Work},
+    report::{Observer, Occasion, Report, Sync, Totals, Work},
     step::{Key, Operation, Step},
 };
 
@@ -64,7 +64,7 @@ pub struct Reconciler<K> {
     failures: foldhash::HashMap<Key, Retry>,
     families: Vec<Family>,
     local_detector: LocalDetector,
-    reports: UnboundedSender<Report>,
+    observer: Observer,
     /// Whether it was reported that changes wait.
     queued: bool,
     /// Whether all that exists has been programmed once. Before, nothing is removed (I6).
@@ -134,7 +134,8 @@ struct Retry {
 }
 
 impl<K: Kernel> Reconciler<K> {
-    /// Reads what the kernel holds. Nothing is written yet. `reports` gets to know of all that is done.
+    /// Reads what the kernel holds. Nothing is written yet. `observer` is told of all that is done, in the midst of it, on
+    /// the thread that does it: it must not block.
     ///
     /// # Errors
     ///
@@ -142,7 +143,7 @@ impl<K: Kernel> Reconciler<K> {
     pub async fn new(
         config: Config,
         mut kernel: K,
-        reports: UnboundedSender<Report>,
+        observer: impl FnMut(Report) + Send + 'static,
     ) -> Result<Self, Failure> {
         let mut observed = kernel.observe().await?;
         let foreign_drops = std::mem::take(&mut observed.foreign_drops);
@@ -161,7 +162,7 @@ impl<K: Kernel> Reconciler<K> {
             failures: foldhash::HashMap::default(),
             families,
             local_detector,
-            reports,
+            observer: Observer::new(observer),
             queued: false,
             complete: false,
             taken_over: false,
@@ -266,7 +267,7 @@ impl<K: Kernel> Reconciler<K> {
             info!("in sync");
         }
         for (service, status) in planned.statuses.drain() {
-            self.tell(Report::Service(service, status));
+            self.observer.tell(Report::Service(service, status));
         }
         self.finish(progress, planned).await;
         self.batch_at = Instant::now() + self.planner.config().min_sync_period;
@@ -274,15 +275,10 @@ impl<K: Kernel> Reconciler<K> {
         yield_now().await;
     }
 
-    /// Whoever does not want to know has hung up.
-    fn tell(&self, report: Report) {
-        _ = self.reports.send(report);
-    }
-
     fn tell_queued(&mut self) {
         if self.planner.is_behind() && !self.queued {
             self.queued = true;
-            self.tell(Report::Queued {
+            self.observer.tell(Report::Queued {
                 at: Instant::now().into_std(),
             });
         }
@@ -324,7 +320,7 @@ impl<K: Kernel> Reconciler<K> {
             if deleted > 0 {
                 info!("ended {deleted} {family} UDP flows to endpoints that are gone");
             }
-            self.tell(Report::Conntrack {
+            self.observer.tell(Report::Conntrack {
                 family,
                 duration: started.elapsed(),
                 deleted,
@@ -368,7 +364,7 @@ impl<K: Kernel> Reconciler<K> {
             draining = sync.totals.draining,
             "synced"
         );
-        self.tell(Report::Sync(sync));
+        self.observer.tell(Report::Sync(sync));
     }
 
     /// Leaves nothing of another kube-proxy's in force; what cannot be removed now is tried again at the next
@@ -398,7 +394,7 @@ impl<K: Kernel> Reconciler<K> {
                 None => {
                     if self.failures.remove(&key).is_some() {
                         info!("{key} is programmed after failures");
-                        self.tell(Report::Recovered(key));
+                        self.observer.tell(Report::Recovered(key));
                     }
                 }
             }
@@ -461,7 +457,7 @@ impl<K: Kernel> Reconciler<K> {
             error!("cannot program {key}: {failure}");
             let owner = |server| self.planner.wanted().owner(&server);
             let service = key.server().and_then(owner).cloned();
-            self.tell(Report::Failing {
+            self.observer.tell(Report::Failing {
                 key,
                 service,
                 reason: failure.reason.clone(),
@@ -500,14 +496,15 @@ impl<K: Kernel> Reconciler<K> {
             Ok(observed) => observed,
             Err(failure) => {
                 warn!("cannot read the kernel's state: {failure}");
-                self.tell(Report::Unreadable(failure));
+                self.observer.tell(Report::Unreadable(failure));
                 return;
             }
         };
         self.note_foreign_drops(std::mem::take(&mut observed.foreign_drops));
         if self.planner.config().service_metrics {
             self.accounting.take(&observed.counters, self.planner.wanted());
-            self.tell(Report::Carried(self.accounting.ports().clone()));
+            self.observer
+                .tell(Report::Carried(self.accounting.ports().clone()));
         }
         let own_addresses = observed.own_addresses.iter().copied().collect();
         self.applied = Applied::new(observed, &self.planner.config().exclude_cidrs);
@@ -559,7 +556,7 @@ impl<K: Kernel> Reconciler<K> {
             info!("no longer: {drop}");
         }
         self.foreign_drops.clone_from(&drops);
-        self.tell(Report::ForeignDrops(drops));
+        self.observer.tell(Report::ForeignDrops(drops));
     }
 
     /// Removes the real servers whose connections have ended, or have had their time (A2).
@@ -628,7 +625,9 @@ mod tests {
         async fn with(kernel: &FakeKernel, config: Config) -> Self {
             let (changes, receiver) = unbounded_channel();
             let (reporter, reports) = unbounded_channel();
-            let reconciler = Reconciler::new(config, kernel.clone(), reporter).await.unwrap();
+            let reconciler = Reconciler::new(config, kernel.clone(), move |report| _ = reporter.send(report))
+                .await
+                .unwrap();
             Self {
                 kernel: kernel.clone(),
                 reports,

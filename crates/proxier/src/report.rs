@@ -1,7 +1,6 @@
 //! What the proxier tells of its work, for whoever makes metrics, health answers and events of it.
 //!
-//! A [`Reconciler`](crate::Reconciler) sends [`Report`]s, as it is sent [`Change`](crate::model::Change)s. An
-//! embedder who wants none drops the receiver.
+//! A [`Reconciler`](crate::Reconciler) hands each [`Report`] to a function of the embedder's.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,6 +19,26 @@ use crate::{
     model::ObjectName,
     step::{Driver, Key},
 };
+
+/// Who takes reports. It is called on the reconciler's thread in the midst of the work, some of it before the kernel has a
+/// change: what takes long, or wakes another thread up, is better done for few kinds of reports.
+pub(crate) struct Observer(Box<dyn FnMut(Report) + Send>);
+
+impl Observer {
+    pub(crate) fn new(take: impl FnMut(Report) + Send + 'static) -> Self {
+        Self(Box::new(take))
+    }
+
+    pub(crate) fn tell(&mut self, report: Report) {
+        self.0(report);
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observer").finish_non_exhaustive()
+    }
+}
 
 /// Something that the proxier has done or found.
 #[derive(Clone, Debug)]

@@ -181,9 +181,7 @@ impl Proxier {
     /// It has all objects, and has not been told yet that these are all.
     async fn start(services: usize, endpoints: usize) -> Self {
         let kernel = Linux::prepare(&config()).await.unwrap();
-        let reconciler = Reconciler::new(config(), kernel, unbounded_channel().0)
-            .await
-            .unwrap();
+        let reconciler = Reconciler::new(config(), kernel, |_| {}).await.unwrap();
         let (changes, receiver) = unbounded_channel();
         let mut proxier = Self {
             run: Box::pin(reconciler.run(receiver)),
