@@ -20,7 +20,7 @@ use kube::{
     },
 };
 use proxier::model::{Change, ObjectName};
-use tokio::{sync::watch, time};
+use tokio::{sync::watch, task::yield_now, time};
 use tracing::{debug, info, warn};
 
 use super::{Sink, report};
@@ -38,6 +38,10 @@ const RETRY_MIN: Duration = Duration::from_millis(800);
 const RETRY_MAX: Duration = Duration::from_secs(8);
 /// How often the log repeats that something cannot be watched.
 const REPEAT_WARNING: Duration = Duration::from_secs(60);
+
+/// How many events of a kind are taken in before those who have to do with them have their turn: the stream of a list may
+/// have thousands ready, and `default/kubernetes` would wait for all of them once more (B2).
+const EVENTS_AT_ONCE: usize = 64;
 
 /// Sends what the API server says of Services, EndpointSlices and our Node, with [`Change::Synced`] once it has
 /// said all, until nobody listens any more. An API server that cannot be reached is asked again and again.
@@ -130,7 +134,12 @@ impl<K: Object> Watch<K> {
 
     async fn run(mut self) {
         let mut events = self.events();
+        let mut taken = 0_usize;
         while let Some(event) = events.next().await {
+            taken += 1;
+            if taken.is_multiple_of(EVENTS_AT_ONCE) {
+                yield_now().await;
+            }
             match event {
                 Ok(event) => self.take(event),
                 Err(error) if self.is_refused(&error) => {
