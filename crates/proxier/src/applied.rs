@@ -59,30 +59,39 @@ impl Applied {
             excluded: excluded.to_vec(),
             ..Self::default()
         };
+        applied.renew(observed);
+        applied
+    }
+
+    /// What was read from the kernel takes the place of what was known. The tables stay, and what was known goes before
+    /// anything comes: at no time there are two states.
+    pub(crate) fn renew(&mut self, observed: Observed) {
+        self.servers.clear();
+        self.elements.clear();
+        self.addresses.clear();
+        self.reserve(observed.servers.len());
         let (records, own_addresses) = (observed.records, observed.own_addresses);
-        applied.source_ports = observed.source_ports;
-        applied.addresses = observed.addresses.into_iter().collect();
-        applied.elements.reserve(observed.elements.len());
-        applied.servers.reserve(observed.servers.len());
+        self.source_ports = observed.source_ports;
+        self.addresses.extend(observed.addresses);
         observed
             .elements
             .into_iter()
-            .for_each(|element| applied.insert(element));
+            .for_each(|element| self.insert(element));
         for (service, destinations) in observed.servers {
             let key = service.key;
             let ours = match key {
                 ServiceKey::Address { address, .. } => {
                     // Our own element says more than the operator: a Service has wanted it.
-                    applied.elements.contains_key(&Key::Server(key))
-                        || (!applied.is_excluded(&address)
-                            && (applied.addresses.contains(&address)
+                    self.elements.contains_key(&Key::Server(key))
+                        || (!self.is_excluded(&address)
+                            && (self.addresses.contains(&address)
                                 || records.iter().any(|record| record.names(&key, &own_addresses))))
                 }
                 // No element names it any more while its last connections end.
                 ServiceKey::Fwmark { mark, .. } => marks::is_ours(mark),
             };
             let destinations = destinations.into_iter().collect();
-            applied.servers.insert(
+            self.servers.insert(
                 key,
                 Server {
                     service,
@@ -91,7 +100,14 @@ impl Applied {
                 },
             );
         }
-        applied
+    }
+
+    /// Makes room for as many Services more.
+    pub(crate) fn reserve(&mut self, services: usize) {
+        self.servers.reserve(services);
+        self.addresses.reserve(services);
+        // Of the virtual server, and of its address.
+        self.elements.reserve(2 * services);
     }
 
     /// The netfilter elements that belong to an object.

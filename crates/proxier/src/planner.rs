@@ -181,6 +181,11 @@ impl Planner {
         }
     }
 
+    /// Makes room for as many Services more.
+    pub(crate) fn reserve(&mut self, services: usize) {
+        self.wanted.reserve(services);
+    }
+
     /// Plans the `count` Services that have waited longest, `default/kubernetes` before all (B2).
     pub fn plan_next(&mut self, count: usize) -> Planned {
         let services = self.queue.take(count);

@@ -244,6 +244,11 @@ impl<K: Kernel> Reconciler<K> {
     async fn batch(&mut self) {
         let mut progress = Progress::begin(Occasion::Change);
         let first = !self.complete && self.planner.wanted().is_empty();
+        if first {
+            let room = self.planner.behind();
+            self.planner.reserve(room);
+            self.applied.reserve(room);
+        }
         let alone = first && self.planner.behind() > ALONE_BEFORE;
         let mut planned = self.planner.plan_next(if alone { 1 } else { self.batch_size });
         self.batch_size = match self.planner.is_behind() {
@@ -507,7 +512,7 @@ impl<K: Kernel> Reconciler<K> {
                 .tell(Report::Carried(self.accounting.ports().clone()));
         }
         let own_addresses = observed.own_addresses.iter().copied().collect();
-        self.applied = Applied::new(observed, &self.planner.config().exclude_cidrs);
+        self.applied.renew(observed);
         self.draining.keep(&self.applied.quiescent().collect());
         self.planner.set_own_addresses(own_addresses);
         let mut keys = self.out_of_step();

@@ -80,6 +80,13 @@ impl Wanted {
         }
     }
 
+    /// Makes room for as many Services more, of one virtual server and one address each.
+    pub(crate) fn reserve(&mut self, services: usize) {
+        self.plans.reserve(services);
+        self.servers.reserve(services);
+        self.addresses.0.reserve(services);
+    }
+
     /// Virtual servers that have firewall marks in the kernel are to keep them.
     pub fn adopt_marks(&mut self, marks: impl Iterator<Item = (ServiceKey, u32)>) {
         marks.for_each(|(key, mark)| self.marks.adopt(key, mark));
