@@ -185,6 +185,57 @@ pub struct DestinationEntry {
     pub stats: Stats,
 }
 
+/// What the kernel tells of a destination in fewer words than a [`DestinationEntry`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DestinationSummary {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// How packets get there.
+    pub forwarding: ForwardingKind,
+    /// Its weight.
+    pub weight: u32,
+    /// Established connections.
+    pub active_connections: u32,
+    /// Connections in any other state, and those of UDP.
+    pub inactive_connections: u32,
+}
+
+impl From<DestinationEntry> for DestinationSummary {
+    fn from(entry: DestinationEntry) -> Self {
+        Self {
+            address: entry.destination.socket_addr(),
+            forwarding: entry.destination.forwarding.into(),
+            weight: entry.destination.weight,
+            active_connections: entry.active_connections,
+            inactive_connections: entry.inactive_connections,
+        }
+    }
+}
+
+/// The forwarding method of a [`DestinationSummary`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ForwardingKind {
+    /// Masquerading, or a method that has no name, such as bypass.
+    Masquerade,
+    /// Delivered on this machine.
+    Local,
+    /// Encapsulated, in whatever way.
+    Tunnel,
+    /// Direct routing.
+    DirectRoute,
+}
+
+impl From<Forwarding> for ForwardingKind {
+    fn from(forwarding: Forwarding) -> Self {
+        match forwarding {
+            Forwarding::Local => Self::Local,
+            Forwarding::Tunnel(_) => Self::Tunnel,
+            Forwarding::DirectRoute => Self::DirectRoute,
+            Forwarding::Masquerade | Forwarding::Bypass | Forwarding::Unassigned(_) => Self::Masquerade,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

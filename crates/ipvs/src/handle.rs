@@ -1,17 +1,19 @@
 use std::fmt;
 
 use foldhash::HashMap;
-use netlink_batch::{Errno, Socket};
+use netlink_batch::{Errno, KernelError, Socket};
 use netlink_packet_core::{DecodeError, Emitable, NetlinkMessage, ParseableParametrized};
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
 
-use crate::proc::{self, ProcDestination};
+use crate::proc;
+use crate::sockopt::SockOpt;
 use crate::wire::{IpvsCmd, IpvsMessage, ListedService, Query};
 use crate::{
-    Command, DestinationEntry, Error, Info, ServiceEntry, ServiceKey, SyncDaemon, Timeouts, VirtualService,
+    Command, DestinationEntry, DestinationSummary, Error, Family, Info, ServiceEntry, ServiceKey, SyncDaemon,
+    Timeouts, VirtualService,
 };
 
 /// The IPVS of the network namespace in which it was connected.
@@ -23,6 +25,7 @@ use crate::{
 pub struct Handle {
     socket: Socket,
     family_id: u16,
+    sockopt: SockOpt,
 }
 
 /// Without the socket's buffers.
@@ -47,7 +50,12 @@ impl Handle {
     pub async fn connect() -> Result<Self, Error> {
         let mut socket = Socket::connect(NETLINK_GENERIC)?;
         let family_id = family_id(&mut socket).await?;
-        Ok(Self { socket, family_id })
+        let sockopt = SockOpt::open().map_err(netlink_batch::Error::Open)?;
+        Ok(Self {
+            socket,
+            family_id,
+            sockopt,
+        })
     }
 
     /// Executes commands in order and returns one result for each, in order. A command that fails stops none of
@@ -166,36 +174,45 @@ impl Handle {
         Ok(table)
     }
 
-    /// All services with the weights and connection counts of their destinations: one dump, one pass over
-    /// `/proc/net/ip_vs` for the destinations, and a dump for each service that the file misses. The calling thread
-    /// has to be in the network namespace in which the handle was connected.
+    /// All services with the weights and connection counts of their destinations: one dump, and for the destinations
+    /// of each IPv4 service a call of [`getsockopt`](crate::sockopt). Those of IPv6 are read in one pass from
+    /// [`/proc/net/ip_vs`](mod@proc), for which the calling thread has to be in the network namespace in which the
+    /// handle was connected, with a dump for each service that the file misses.
     ///
     /// # Errors
     ///
     /// A dump is complete or an error. A service that is deleted meanwhile is left out. The file is allowed to fail.
-    pub async fn summary(&mut self) -> Result<Vec<(ServiceEntry, Vec<ProcDestination>)>, Error> {
-        let services = proc::read().unwrap_or_default();
-        let mut listed: HashMap<ServiceKey, Vec<ProcDestination>> = HashMap::default();
-        listed.reserve(services.len());
-        listed.extend(
-            services
-                .into_iter()
-                .filter_map(|service| Some((service.service_key()?, service.destinations))),
-        );
+    pub async fn summary(&mut self) -> Result<Vec<(ServiceEntry, Vec<DestinationSummary>)>, Error> {
         let services = self.services().await?;
+        let is_ipv6 = |entry: &ServiceEntry| entry.service.key.family() == Family::Inet6;
+        let mut listed = match services.iter().any(is_ipv6) {
+            true => listed_ipv6(),
+            false => HashMap::default(),
+        };
         let mut summary = Vec::with_capacity(services.len());
         for entry in services {
-            let key = &entry.service.key;
-            let destinations = match listed.remove(key) {
-                Some(destinations) => destinations,
-                None => match self.find_destinations(key).await? {
-                    Some(dumped) => dumped.into_iter().map(ProcDestination::from).collect(),
-                    None => continue,
-                },
-            };
-            summary.push((entry, destinations));
+            let destinations = self.summarise(&entry.service.key, &mut listed).await?;
+            summary.extend(destinations.map(|destinations| (entry, destinations)));
         }
         Ok(summary)
+    }
+
+    async fn summarise(
+        &mut self,
+        key: &ServiceKey,
+        listed: &mut HashMap<ServiceKey, Vec<DestinationSummary>>,
+    ) -> Result<Option<Vec<DestinationSummary>>, Error> {
+        if key.family() == Family::Inet {
+            return self.sockopt.destinations(key).map_err(|errno| {
+                let refused = KernelError { errno, message: None };
+                Error::of_query(Some(key), refused.into())
+            });
+        }
+        if let Some(destinations) = listed.remove(key) {
+            return Ok(Some(destinations));
+        }
+        let dumped = self.find_destinations(key).await?;
+        Ok(dumped.map(|dumped| dumped.into_iter().map(DestinationSummary::from).collect()))
     }
 
     /// The version, and the size of the connection table (`IPVS_CMD_GET_INFO`).
@@ -284,6 +301,13 @@ impl Handle {
         let family_id = family_id(&mut self.socket).await?;
         Ok(std::mem::replace(&mut self.family_id, family_id) != family_id)
     }
+}
+
+/// What the kernel's file has of IPv6.
+fn listed_ipv6() -> HashMap<ServiceKey, Vec<DestinationSummary>> {
+    let services = proc::read().unwrap_or_default().into_iter();
+    let keyed = services.filter_map(|service| Some((service.service_key()?, service.destinations)));
+    keyed.filter(|(key, _)| key.family() == Family::Inet6).collect()
 }
 
 fn refused_with_enoent(result: &Result<(), netlink_batch::Error>) -> bool {

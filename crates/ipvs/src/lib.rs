@@ -6,7 +6,8 @@
 //! counters, IPv4 and IPv6, TCP, UDP and SCTP, every scheduler, forwarding method and tunnel type.
 //!
 //! - [`Handle`] executes [`Command`]s, thousands in one batch with a result for each, and dumps what there is.
-//! - [`proc`](mod@proc) reads the weights and connection counts of many services in one pass.
+//! - [`Handle::summary`] reads the weights and connection counts of all destinations in a fraction of the time, by
+//!   [`sockopt`] and [`proc`](mod@proc).
 //! - [`text`] reads and writes the forms of `ipvsadm`.
 //! - [`wire`] has the messages, for those who bring a netlink socket of their own.
 //!
@@ -52,6 +53,7 @@ mod handle;
 mod name;
 pub mod proc;
 mod service;
+pub mod sockopt;
 mod state;
 #[cfg(test)]
 mod testing;
@@ -60,7 +62,9 @@ pub mod wire;
 
 pub use command::Command;
 pub use daemon::{DaemonRole, SyncDaemon};
-pub use destination::{Destination, DestinationEntry, Forwarding, TunnelFlags, TunnelType};
+pub use destination::{
+    Destination, DestinationEntry, DestinationSummary, Forwarding, ForwardingKind, TunnelFlags, TunnelType,
+};
 pub use error::Error;
 pub use family::{Family, Protocol, UnknownProtocol};
 pub use handle::Handle;

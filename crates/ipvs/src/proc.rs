@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::{DestinationEntry, Family, Forwarding, Protocol, Scheduler, ServiceKey};
+use crate::{DestinationSummary, Family, ForwardingKind, Protocol, Scheduler, ServiceKey};
 
 /// The file for the network namespace of the calling thread. (`/proc/net` is that of the process's first thread.)
 const PATH: &str = "/proc/thread-self/net/ip_vs";
@@ -41,7 +41,7 @@ pub struct ProcService {
     /// Whether and how clients stay with their destination.
     pub persistence: Option<ProcPersistence>,
     /// Its destinations, the one added last first.
-    pub destinations: Vec<ProcDestination>,
+    pub destinations: Vec<DestinationSummary>,
 }
 
 /// The key of a [`ProcService`].
@@ -62,53 +62,6 @@ pub struct ProcPersistence {
     pub netmask: u32,
 }
 
-/// A destination of a [`ProcService`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ProcDestination {
-    /// Address and port.
-    pub address: SocketAddr,
-    /// How packets get there.
-    pub forwarding: ProcForwarding,
-    /// Its weight.
-    pub weight: u32,
-    /// Established connections.
-    pub active_connections: u32,
-    /// Connections in any other state, and those of UDP.
-    pub inactive_connections: u32,
-}
-
-impl From<DestinationEntry> for ProcDestination {
-    fn from(entry: DestinationEntry) -> Self {
-        Self {
-            address: entry.destination.socket_addr(),
-            forwarding: match entry.destination.forwarding {
-                Forwarding::Local => ProcForwarding::Local,
-                Forwarding::Tunnel(_) => ProcForwarding::Tunnel,
-                Forwarding::DirectRoute => ProcForwarding::DirectRoute,
-                Forwarding::Masquerade | Forwarding::Bypass | Forwarding::Unassigned(_) => {
-                    ProcForwarding::Masquerade
-                }
-            },
-            weight: entry.destination.weight,
-            active_connections: entry.active_connections,
-            inactive_connections: entry.inactive_connections,
-        }
-    }
-}
-
-/// The forwarding method of a [`ProcDestination`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ProcForwarding {
-    /// Masquerading, or a method that has no name, such as bypass.
-    Masquerade,
-    /// Delivered on this machine.
-    Local,
-    /// Encapsulated, in whatever way.
-    Tunnel,
-    /// Direct routing.
-    DirectRoute,
-}
-
 impl ProcService {
     /// The key by which netlink knows the service. The family of a service by fwmark is that of its destinations,
     /// except that a tunnel may lead to the other family: `None` if there is no destination to tell by.
@@ -118,7 +71,7 @@ impl ProcService {
             ProcKey::Fwmark(mark) => self
                 .destinations
                 .iter()
-                .find(|destination| destination.forwarding != ProcForwarding::Tunnel)
+                .find(|destination| destination.forwarding != ForwardingKind::Tunnel)
                 .map(|destination| ServiceKey::Fwmark {
                     family: Family::of(destination.address.ip()),
                     mark,
@@ -187,7 +140,7 @@ struct Table {
     lines: usize,
     services: Vec<ProcService>,
     /// Those of the last service: how many there are is known when the next one comes.
-    destinations: Vec<ProcDestination>,
+    destinations: Vec<DestinationSummary>,
     /// Whether the last service is left out, and its destinations with it.
     left_out: bool,
 }
@@ -290,18 +243,18 @@ impl<'a> Text<'a> {
     }
 
     /// What follows the arrow in a destination's line.
-    fn destination(&mut self) -> Option<ProcDestination> {
+    fn destination(&mut self) -> Option<DestinationSummary> {
         let address = self.socket_addr()?;
         self.literal(b"      ")?;
         let (forwarding, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
-        let destination = ProcDestination {
+        let destination = DestinationSummary {
             address,
             forwarding: match forwarding {
-                b"Masq    " => ProcForwarding::Masquerade,
-                b"Local   " => ProcForwarding::Local,
-                b"Tunnel  " => ProcForwarding::Tunnel,
-                b"Route   " => ProcForwarding::DirectRoute,
+                b"Masq    " => ForwardingKind::Masquerade,
+                b"Local   " => ForwardingKind::Local,
+                b"Tunnel  " => ForwardingKind::Tunnel,
+                b"Route   " => ForwardingKind::DirectRoute,
                 _ => return None,
             },
             weight: self.number::<6>(b" ")?,
@@ -454,9 +407,9 @@ FWM  00000005 rr persistent 7500 FFFFFF00
         );
         assert_eq!(
             ipv6.destinations[1],
-            ProcDestination {
+            DestinationSummary {
                 address: "[fd00::2]:8080".parse().unwrap(),
-                forwarding: ProcForwarding::Masquerade,
+                forwarding: ForwardingKind::Masquerade,
                 weight: 3,
                 active_connections: 1,
                 inactive_connections: 20,

@@ -13,11 +13,11 @@ use std::process::{Command as Process, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use ipvs::proc::{self, ProcDestination, ProcService};
+use ipvs::proc::{self, ProcService};
 use ipvs::{
-    Command, DaemonRole, Destination, Error, Forwarding, Handle, Netmask, Protocol, Scheduler, Service,
-    ServiceEntry, ServiceFlags, ServiceKey, SyncDaemon, Timeouts, TunnelFlags, TunnelType, VirtualService,
-    text,
+    Command, DaemonRole, Destination, DestinationSummary, Error, Forwarding, Handle, Netmask, Protocol,
+    Scheduler, Service, ServiceEntry, ServiceFlags, ServiceKey, SyncDaemon, Timeouts, TunnelFlags,
+    TunnelType, VirtualService, text,
 };
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
@@ -489,6 +489,10 @@ fn one_failure_among_thousands_is_found_and_stops_nothing() {
         let start = Instant::now();
         let listed = proc::read().unwrap();
         eprintln!("read from /proc in {:?}", start.elapsed());
+        let start = Instant::now();
+        let summary = handle.summary().await.unwrap();
+        eprintln!("summarised in {:?}", start.elapsed());
+        assert_eq!(summary, table.iter().map(summary_of).collect::<Vec<_>>());
         assert_eq!(table.len(), 1000);
         assert!(table.iter().all(|service| service.destinations.len() == 10));
         assert_proc_tells(&table, &listed);
@@ -545,13 +549,7 @@ fn a_summary_has_what_the_file_misses() {
             filled.recv().unwrap();
             let listed = proc::read().unwrap();
             eprintln!("{} of 301 services in the file", listed.len());
-            let dumped: Vec<_> = handle
-                .table()
-                .await
-                .unwrap()
-                .into_iter()
-                .map(|service| (service.entry, summarised(&service)))
-                .collect();
+            let dumped: Vec<_> = handle.table().await.unwrap().iter().map(summary_of).collect();
             assert_eq!(dumped.len(), 301);
             assert_eq!(handle.summary().await.unwrap(), dumped);
             for service in listed.iter().filter(|service| service.service_key().is_some()) {
@@ -565,9 +563,43 @@ fn a_summary_has_what_the_file_misses() {
     });
 }
 
-fn summarised(service: &VirtualService) -> Vec<ProcDestination> {
+/// Of many destinations, too, and none but those of the other family, which only tunnels have.
+#[test]
+#[ignore = "needs root and ip_vs: run by cargo xtask test"]
+fn a_summary_tells_what_a_dump_tells() {
+    in_namespace(async {
+        let mut handle = connect().await;
+        let mut commands = text::parse(SAVED).unwrap();
+        for count in [15, 16, 17, 300] {
+            let key = tcp(&format!("10.9.0.1:{count}"));
+            commands.push(Command::NewService(round_robin(key)));
+            let to = |port| Command::NewDestination(key, server(&format!("10.8.0.1:{port}")));
+            commands.extend((1..=count).map(to));
+        }
+        execute(&mut handle, &commands).await;
+        let mut expected = handle.table().await.unwrap();
+        let mut foreign = 0;
+        for service in &mut expected {
+            let is_ipv4 = service.entry.service.key.family() == ipvs::Family::Inet;
+            let before = service.destinations.len();
+            service
+                .destinations
+                .retain(|entry| !is_ipv4 || entry.destination.address.is_ipv4());
+            foreign += before - service.destinations.len();
+        }
+        assert_eq!(foreign, 1);
+        let expected: Vec<_> = expected.iter().map(summary_of).collect();
+        assert_eq!(handle.summary().await.unwrap(), expected);
+    });
+}
+
+fn summary_of(service: &VirtualService) -> (ServiceEntry, Vec<DestinationSummary>) {
+    (service.entry, summarised(service))
+}
+
+fn summarised(service: &VirtualService) -> Vec<DestinationSummary> {
     let entries = service.destinations.iter().copied();
-    entries.map(ProcDestination::from).collect()
+    entries.map(DestinationSummary::from).collect()
 }
 
 /// The services come in the same order, and so do their destinations.

@@ -12,11 +12,11 @@ mod common;
 use std::{
     collections::HashSet,
     hint::black_box,
-    net::SocketAddr,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
-use ipvs::{Command, Family, ServiceKey, proc, wire::ListedService};
+use ipvs::{Command, Destination, Family, sockopt, wire::ListedService};
 use netlink_packet_core::{
     NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
@@ -194,27 +194,28 @@ const fn on_link(update: link::Update) -> link::Request {
 #[derive(Default)]
 struct Listings {
     services: Vec<Vec<u8>>,
-    destinations: String,
+    /// Of each service.
+    destinations: Vec<Vec<u8>>,
     elements: Vec<Vec<u8>>,
     addresses: Vec<Vec<u8>>,
 }
 
 impl Listings {
     fn of(steps: &[Step]) -> Self {
-        let mut listings = Self {
-            destinations: "\n\n\n".to_owned(),
-            ..Self::default()
-        };
+        let mut listings = Self::default();
         for step in steps {
             match &step.operation {
-                Operation::Ipvs(command) => {
-                    if let Command::NewService(_) = command {
-                        listings
-                            .services
-                            .push(payload(GenlMessage::from_payload(command)));
-                    }
-                    listings.destinations.push_str(&line(command));
+                Operation::Ipvs(command @ Command::NewService(_)) => {
+                    listings
+                        .services
+                        .push(payload(GenlMessage::from_payload(command)));
+                    listings.destinations.push(Vec::new());
                 }
+                Operation::Ipvs(Command::NewDestination(_, destination)) => {
+                    let answer = listings.destinations.last_mut().unwrap();
+                    answer.extend(entry(destination));
+                }
+                Operation::Ipvs(_) => {}
                 Operation::Netfilter(update) => listings.elements.push(payload(*update)),
                 Operation::Link(update) => listings.addresses.push(payload(on_link(*update))),
                 Operation::SourcePorts(_) => {}
@@ -226,8 +227,8 @@ impl Listings {
     /// Returns how many objects there are.
     fn read(&self) -> usize {
         let services = read::<GenlMessage<ListedService>>(&self.services, 0);
-        let table = proc::parse(self.destinations.as_bytes()).unwrap();
-        let destinations: usize = table.iter().map(|service| service.destinations.len()).sum();
+        let destinations = self.destinations.iter().map(|answer| sockopt::parse(answer));
+        let destinations: usize = destinations.map(|parsed| black_box(parsed).len()).sum();
         let elements = read::<netfilter::Elements>(&self.elements, 0);
         let addresses = read::<link::Told>(&self.addresses, RTM_NEWADDR);
         services.len() + destinations + elements.len() + addresses.len()
@@ -248,31 +249,16 @@ fn read<T: NetlinkDeserializable>(messages: &[Vec<u8>], message_type: u16) -> Ve
     read.collect::<Result<_, _>>().ok().unwrap()
 }
 
-/// What `/proc/net/ip_vs` has for it.
-fn line(command: &Command) -> String {
-    match command {
-        Command::NewService(service) => format!("TCP  {} rr  \n", socket(address_of(&service.key))),
-        Command::NewDestination(_, destination) => format!(
-            "  -> {}      Masq    {}      0          0         \n",
-            socket(destination.socket_addr()),
-            destination.weight
-        ),
-        _ => String::new(),
-    }
-}
-
-fn address_of(key: &ServiceKey) -> SocketAddr {
-    match *key {
-        ServiceKey::Address { address, port, .. } => SocketAddr::new(address, port),
-        ServiceKey::Fwmark { .. } => SocketAddr::from(([0; 4], 0)),
-    }
-}
-
-fn socket(address: SocketAddr) -> String {
-    match address {
-        SocketAddr::V4(address) => format!("{:08X}:{:04X}", address.ip().to_bits(), address.port()),
-        SocketAddr::V6(_) => String::new(),
-    }
+/// How the kernel answers to `IP_VS_SO_GET_DESTS` (`struct ip_vs_dest_entry`).
+fn entry(destination: &Destination) -> [u8; 96] {
+    let mut entry = [0; 96];
+    let IpAddr::V4(address) = destination.address else {
+        return entry;
+    };
+    entry[..4].copy_from_slice(&address.octets());
+    entry[4..6].copy_from_slice(&destination.port.to_be_bytes());
+    entry[12..16].copy_from_slice(&destination.weight.to_ne_bytes());
+    entry
 }
 
 /// Never inlined, so that a profile has a function for each layer.

@@ -7,8 +7,8 @@ use std::{
 };
 
 use ipvs::{
-    Command, Destination, Family, Forwarding, Handle, Protocol, Scheduler, ServiceKey, TunnelType,
-    proc::{ProcDestination, ProcForwarding},
+    Command, Destination, DestinationSummary, Family, Forwarding, ForwardingKind, Handle, Protocol,
+    Scheduler, ServiceKey, TunnelType,
 };
 use tracing::{info, warn};
 
@@ -308,7 +308,7 @@ impl Linux {
         }
         for server in servers {
             let dumped = self.ipvs.find_destinations(server).await?;
-            let destinations = dumped.into_iter().flatten().map(ProcDestination::from);
+            let destinations = dumped.into_iter().flatten().map(DestinationSummary::from);
             counted.extend(connections(*server, destinations));
         }
         Ok(counted)
@@ -461,14 +461,14 @@ async fn timeouts_to_set(
     Ok((wants != has).then_some(wants))
 }
 
-fn destination(read: ProcDestination) -> Destination {
+fn destination(read: DestinationSummary) -> Destination {
     Destination {
         weight: read.weight,
         forwarding: match read.forwarding {
-            ProcForwarding::Masquerade => Forwarding::Masquerade,
-            ProcForwarding::Local => Forwarding::Local,
-            ProcForwarding::Tunnel => Forwarding::Tunnel(TunnelType::default()),
-            ProcForwarding::DirectRoute => Forwarding::DirectRoute,
+            ForwardingKind::Masquerade => Forwarding::Masquerade,
+            ForwardingKind::Local => Forwarding::Local,
+            ForwardingKind::Tunnel => Forwarding::Tunnel(TunnelType::default()),
+            ForwardingKind::DirectRoute => Forwarding::DirectRoute,
         },
         ..Destination::new(read.address)
     }
@@ -625,7 +625,7 @@ fn of_link(update: &link::Update, result: Result<(), link::Error>) -> Result<(),
 
 fn connections(
     server: ServiceKey,
-    destinations: impl IntoIterator<Item = ProcDestination>,
+    destinations: impl IntoIterator<Item = DestinationSummary>,
 ) -> impl Iterator<Item = (RealServer, u64)> {
     destinations.into_iter().map(move |read| {
         let count = u64::from(read.active_connections) + u64::from(read.inactive_connections);
