@@ -130,7 +130,7 @@ fn plan(mut planner: Planner, format: Format) -> String {
     let keys = planner.plan_next(usize::MAX);
     let steps = planner.steps_from(&Applied::default(), keys.keys, &HashSet::new());
     let mut state = Applied::default();
-    steps.iter().for_each(|step| state.record(&step.operation));
+    state.record(steps.iter().map(|step| &step.operation));
     match format {
         Format::Ipvsadm => text::save(&table(&state)),
         Format::Json => format!("{:#}\n", json(&state)),

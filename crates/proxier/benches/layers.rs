@@ -141,7 +141,7 @@ fn diff(planner: &Planner, applied: &Applied, keys: Vec<Key>) -> Vec<Step> {
 }
 
 fn record(applied: &mut Applied, steps: &[Step]) {
-    steps.iter().for_each(|step| applied.record(&step.operation));
+    applied.record(steps.iter().map(|step| &step.operation));
 }
 
 /// The kernel's state, as it is read from the kernel.

@@ -187,32 +187,44 @@ impl Applied {
         })
     }
 
-    /// Takes note that the kernel has done `operation`.
-    pub fn record(&mut self, operation: &Operation) {
-        match operation {
-            Operation::Netfilter(netfilter::Update::Add(element)) => self.insert(*element),
-            Operation::Netfilter(netfilter::Update::Remove(element)) => self.remove(element),
-            Operation::Ipvs(command) => self.record_ipvs(command),
-            Operation::SourcePorts(source_ports) => self.source_ports = *source_ports,
-            Operation::Link(link::Update::Add(address)) => {
-                self.addresses.insert(*address);
-            }
-            Operation::Link(link::Update::Remove(address)) => {
-                self.addresses.remove(address);
+    /// Takes note that the kernel has done these operations, in this order.
+    pub fn record<'a>(&mut self, operations: impl IntoIterator<Item = &'a Operation>) {
+        let mut operations = operations.into_iter().peekable();
+        while let Some(operation) = operations.next() {
+            match operation {
+                Operation::Netfilter(netfilter::Update::Add(element)) => self.insert(*element),
+                Operation::Netfilter(netfilter::Update::Remove(element)) => self.remove(element),
+                Operation::Ipvs(Command::NewService(service)) => {
+                    // As a rule its real servers follow: all of them are sorted once, and the server is looked up once.
+                    let mut destinations = Vec::new();
+                    while let Some(destination) = operations
+                        .peek()
+                        .and_then(|next| new_destination(next, &service.key))
+                    {
+                        destinations.push(*destination);
+                        operations.next();
+                    }
+                    let server = Server {
+                        service: *service,
+                        destinations: destinations.into_iter().collect(),
+                        ours: true,
+                    };
+                    self.servers.insert(service.key, server);
+                }
+                Operation::Ipvs(command) => self.record_ipvs(command),
+                Operation::SourcePorts(source_ports) => self.source_ports = *source_ports,
+                Operation::Link(link::Update::Add(address)) => {
+                    self.addresses.insert(*address);
+                }
+                Operation::Link(link::Update::Remove(address)) => {
+                    self.addresses.remove(address);
+                }
             }
         }
     }
 
     fn record_ipvs(&mut self, command: &Command) {
         match command {
-            Command::NewService(service) => {
-                let server = Server {
-                    service: *service,
-                    destinations: Set::new(),
-                    ours: true,
-                };
-                self.servers.insert(service.key, server);
-            }
             Command::SetService(service) => {
                 if let Some(server) = self.servers.get_mut(&service.key) {
                     server.service = *service;
@@ -240,5 +252,13 @@ impl Applied {
             // The others do not concern Services: nothing of them is planned.
             _ => {}
         }
+    }
+}
+
+/// The real server that an operation adds to a virtual server.
+fn new_destination<'a>(operation: &'a Operation, server: &ServiceKey) -> Option<&'a Destination> {
+    match operation {
+        Operation::Ipvs(Command::NewDestination(key, destination)) if key == server => Some(destination),
+        _ => None,
     }
 }

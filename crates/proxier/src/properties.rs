@@ -189,7 +189,7 @@ impl Node {
             self.kernel
                 .apply(&step.operation)
                 .unwrap_or_else(|failure| panic!("{failure}"));
-            self.applied.record(&step.operation);
+            self.applied.record([&step.operation]);
             look(&self.kernel);
         }
     }
@@ -286,6 +286,17 @@ proptest! {
         let keys = node.take(a.changes_to(&b));
         node.reconcile(keys, |_| {});
         prop_assert_eq!(&node.applied, &Applied::new(node.kernel.observe(), &[]));
+    }
+
+    #[test]
+    fn operations_may_be_recorded_at_once(a in cluster(), b in cluster()) {
+        let mut node = Node::of(&a);
+        let keys = node.take(a.changes_to(&b));
+        let mut at_once = node.applied.clone();
+        let steps = node.diff(keys.iter().copied());
+        at_once.record(steps.iter().map(|step| &step.operation));
+        node.reconcile(keys, |_| {});
+        prop_assert_eq!(at_once, node.applied);
     }
 
     #[test]
