@@ -14,7 +14,7 @@ use tokio::{
 use tracing::trace;
 
 use crate::{
-    Errno, Error,
+    Errno, Error, filter,
     wire::{self, Kind},
 };
 
@@ -181,8 +181,7 @@ fn errno(error: &std::io::Error) -> Errno {
 #[derive(Debug)]
 pub struct Notifications {
     channel: Channel,
-    /// Changes that this socket made are not told.
-    ignored_port: Option<u32>,
+    groups: Vec<u32>,
 }
 
 impl Notifications {
@@ -196,34 +195,62 @@ impl Notifications {
     ///
     /// Outside of a tokio runtime.
     pub fn subscribe(protocol: isize, groups: &[u32]) -> Result<Self, Error> {
-        let channel = Channel::open(protocol)?;
-        for group in groups {
-            channel
-                .fd
-                .get_ref()
-                .add_membership(*group)
-                .map_err(|error| Error::Open(errno(&error)))?;
-        }
-        Ok(Self {
-            channel,
-            ignored_port: None,
-        })
+        let mut notifications = Self {
+            channel: Channel::open(protocol)?,
+            groups: groups.to_vec(),
+        };
+        notifications.join()?;
+        Ok(notifications)
     }
 
-    /// Leaves out from now on what is done through the socket with this [port](crate::Socket::port).
-    pub fn ignore(&mut self, port: u32) {
-        self.ignored_port = Some(port);
+    /// Joins the groups again after [`leave`](Self::leave).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`] if the kernel does not let us.
+    pub fn join(&mut self) -> Result<(), Error> {
+        self.for_each_group(netlink_sys::Socket::add_membership)
     }
 
-    /// Waits for the next notifications; they may be none, if all were to be ignored. Nothing is lost when the
-    /// future is dropped.
+    /// Hears of nothing more until [`join`](Self::join). What nobody listens to the kernel does not even put into words,
+    /// which may be most of the work where thousands of objects are changed at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`] if the kernel does not let us.
+    pub fn leave(&mut self) -> Result<(), Error> {
+        self.for_each_group(netlink_sys::Socket::drop_membership)
+    }
+
+    fn for_each_group(
+        &self,
+        change: impl Fn(&netlink_sys::Socket, u32) -> std::io::Result<()>,
+    ) -> Result<(), Error> {
+        let socket = self.channel.fd.get_ref();
+        let mut groups = self.groups.iter();
+        groups
+            .try_for_each(|group| change(socket, *group))
+            .map_err(|error| Error::Open(errno(&error)))
+    }
+
+    /// Leaves out from now on what is done through the socket with this [port](crate::Socket::port): the kernel does not
+    /// queue it, so that a thousand changes of one's own take no memory and no time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`] if the kernel does not take the filter.
+    pub fn ignore(&mut self, port: u32) -> Result<(), Error> {
+        filter::ignore(self.channel.fd.get_ref(), port).map_err(Error::Open)
+    }
+
+    /// Waits for the next notifications. Nothing is lost when the future is dropped.
     ///
     /// # Errors
     ///
     /// [`Error::Overrun`] if the kernel had more to tell than the receive buffer takes, and other errors where what
     /// it told cannot be read. After any of them the caller has missed something and has to dump.
     pub async fn next<T: NetlinkDeserializable>(&mut self) -> Result<Vec<T>, Error> {
-        read(self.channel.receive().await?, self.ignored_port)
+        read(self.channel.receive().await?)
     }
 
     /// The next notifications, if there are any now.
@@ -233,16 +260,15 @@ impl Notifications {
     /// As [`Notifications::next`].
     pub fn try_next<T: NetlinkDeserializable>(&mut self) -> Option<Result<Vec<T>, Error>> {
         let queued = self.channel.receive_queued()?;
-        Some(queued.and_then(|datagram| read(datagram, self.ignored_port)))
+        Some(queued.and_then(read))
     }
 }
 
-fn read<T: NetlinkDeserializable>(datagram: &[u8], ignored_port: Option<u32>) -> Result<Vec<T>, Error> {
+fn read<T: NetlinkDeserializable>(datagram: &[u8]) -> Result<Vec<T>, Error> {
     let mut notifications = Vec::new();
     for answer in wire::answers(datagram) {
         let answer = answer?;
         match answer.kind {
-            Kind::Payload(_) if Some(answer.header.port_number) == ignored_port => {}
             Kind::Payload(payload) => notifications.push(wire::payload(&answer.header, payload)?),
             Kind::Overrun => return Err(Error::Overrun),
             Kind::Ack | Kind::Error(_) | Kind::Done | Kind::Noop => {}

@@ -22,6 +22,7 @@ mod attributes;
 mod batch;
 mod channel;
 mod error;
+mod filter;
 mod socket;
 mod wire;
 

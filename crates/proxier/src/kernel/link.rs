@@ -39,9 +39,6 @@ const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
 
-/// Notifications are read between sends of as many addresses, so that they do not overrun.
-const CHUNK: usize = 1000;
-
 /// A change of the link's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Update {
@@ -161,7 +158,7 @@ impl Link {
         let socket = Socket::connect(NETLINK_ROUTE)?;
         let groups = [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR];
         let mut notifications = Notifications::subscribe(NETLINK_ROUTE, &groups)?;
-        notifications.ignore(socket.port()?);
+        notifications.ignore(socket.port()?)?;
         Ok(Self {
             socket,
             notifications,
@@ -246,27 +243,18 @@ impl Link {
         let Some(index) = self.index else {
             return vec![Err(Error::NoLink); updates.len()];
         };
-        let mut results = Vec::with_capacity(updates.len());
-        for chunk in updates.chunks(CHUNK) {
-            let messages = chunk.iter().map(|update| update_message(*update, index));
-            let outcomes = self.socket.batch(messages).await;
-            results.extend(std::iter::zip(chunk, outcomes).map(|(update, outcome)| {
+        let messages = updates.iter().map(|update| update_message(*update, index));
+        let outcomes = self.socket.batch(messages).await;
+        std::iter::zip(updates, outcomes)
+            .map(|(update, outcome)| {
                 outcome.map_err(|error| match (update, error.errno()) {
                     (Update::Add(address), Some(Errno::ADDRNOTAVAIL | Errno::INVAL)) => {
                         Error::NotAssignable(*address)
                     }
                     _ => error.into(),
                 })
-            }));
-            while let Some(told) = self.notifications.try_next() {
-                let missed = told.is_err();
-                self.take_note(told);
-                if missed {
-                    break;
-                }
-            }
-        }
-        results
+            })
+            .collect()
     }
 
     /// Waits for the next event. Nothing is lost when the future is dropped. What we did ourselves is not told.

@@ -53,6 +53,7 @@ use netlink_packet_netfilter::{
     nftables::{NfTablesMessage, TableAttribute, TableMessage},
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use tracing::error;
 
 use self::{foreign::Foreign, ruleset::Base};
 pub use self::{listing::Elements, ruleset::Ruleset};
@@ -105,6 +106,9 @@ const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
 const NFTA_VERDICT_CHAIN: u16 = 2;
 const NFT_GOTO: u32 = -4_i32 as u32;
+
+/// So many elements are changed without listening: the kernel puts into words what it does with each, if anybody listens.
+const UNHEARD: usize = 100;
 
 /// How often a set is listed while the kernel resizes it, and how long that is waited for.
 const LISTING_ATTEMPTS: usize = 5;
@@ -397,6 +401,8 @@ impl From<TransactionError> for Error {
 pub struct Netfilter {
     socket: Socket,
     notifications: Notifications,
+    /// Whether something was changed that was not heard of.
+    missed: bool,
     foreign: Foreign,
 }
 
@@ -409,10 +415,11 @@ impl Netfilter {
     pub fn connect() -> Result<Self, Error> {
         let socket = Socket::connect(NETLINK_NETFILTER)?;
         let mut notifications = Notifications::subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
-        notifications.ignore(socket.port()?);
+        notifications.ignore(socket.port()?)?;
         Ok(Self {
             socket,
             notifications,
+            missed: false,
             foreign: Foreign::default(),
         })
     }
@@ -530,6 +537,43 @@ impl Netfilter {
     /// Changes elements, in order and atomically, except that the kernel's refusal of one does not stop the
     /// others (I5). Returns a result for each.
     pub async fn update(&mut self, updates: &[Update]) -> Vec<Result<(), Error>> {
+        if updates.len() < UNHEARD {
+            return self.change(updates).await;
+        }
+        let before = self.stop_listening().await;
+        let results = self.change(updates).await;
+        let changed = results.iter().any(Result::is_ok);
+        self.listen_again(before, u32::from(changed)).await;
+        results
+    }
+
+    /// Hears of nothing more; returns the generation that nftables is of.
+    async fn stop_listening(&mut self) -> Option<u32> {
+        let generation = self.generation().await;
+        // Where that fails, more is heard than would have to be.
+        _ = self.notifications.leave();
+        generation
+    }
+
+    /// Hears of everything again. Whether others have changed something meanwhile tells the generation, which is one more
+    /// after each transaction, whoever's.
+    async fn listen_again(&mut self, before: Option<u32>, transactions: u32) {
+        if let Err(error) = self.notifications.join() {
+            error!(
+                "cannot hear of changes to nftables any more, which are now mended at verifications: {error}"
+            );
+        }
+        let expected = before.map(|before| before.wrapping_add(transactions));
+        self.missed |= expected.is_none() || self.generation().await != expected;
+    }
+
+    /// The generation of the network namespace's nftables (`NFTA_GEN_ID`), if the kernel tells.
+    async fn generation(&mut self) -> Option<u32> {
+        let told: Vec<Message> = self.socket.request(listing::generation()).await.ok()?;
+        told.iter().find_map(listing::read_generation)
+    }
+
+    async fn change(&mut self, updates: &[Update]) -> Vec<Result<(), Error>> {
         let mut results = vec![Ok(()); updates.len()];
         loop {
             let remaining: Vec<_> = results
@@ -568,6 +612,9 @@ impl Netfilter {
     /// Waits until something may have been changed by others in our tables, of either family (I7), or in what
     /// [`see_to_foreign`](Self::see_to_foreign) reads. Nothing is lost when the future is dropped.
     pub async fn changed(&mut self) {
+        if std::mem::take(&mut self.missed) {
+            return self.foreign.invalidate();
+        }
         loop {
             let told = self.notifications.next::<Message>().await;
             // After an error something was missed.

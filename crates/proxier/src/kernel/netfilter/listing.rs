@@ -55,6 +55,22 @@ pub(super) fn set_elements(family: Family, table: &str, set: &str) -> NetlinkMes
     )
 }
 
+/// Asks for the generation of the network namespace's nftables.
+pub(super) fn generation() -> NetlinkMessage<Message> {
+    const NFT_MSG_GETGEN: u16 = 16;
+    const NFPROTO_UNSPEC: u8 = 0;
+    Message::new(of_nftables(NFT_MSG_GETGEN), NFPROTO_UNSPEC, &[])
+}
+
+/// The generation, if the message tells of one.
+pub(super) fn read_generation(message: &Message) -> Option<u32> {
+    const NFT_MSG_NEWGEN: u16 = 15;
+    const NFTA_GEN_ID: u16 = 1;
+    let is_generation = message.message_type == of_nftables(NFT_MSG_NEWGEN);
+    let id = is_generation.then(|| find(&message.attributes, NFTA_GEN_ID))??;
+    Some(u32::from_be_bytes(id.try_into().ok()?))
+}
+
 fn request(message_type: u16, family: Family, names: &[(u16, &str)]) -> NetlinkMessage<Message> {
     let attributes: Vec<_> = names.iter().map(|(kind, name)| text(*kind, name)).collect();
     Message::new(of_nftables(message_type), family.number() as u8, &attributes)

@@ -354,6 +354,55 @@ fn only_the_changes_of_others_to_our_tables_are_told() {
     });
 }
 
+/// I7
+#[test]
+#[ignore = "needs root and nf_tables: run by cargo xtask test"]
+fn what_others_change_while_nobody_listens_is_known() {
+    in_new_netns(async |mut netfilter| {
+        let soon = std::time::Duration::from_millis(200);
+        let mut other = Netfilter::connect().unwrap();
+        netfilter.ensure_base(Family::Inet, &ruleset()).await.unwrap();
+        let hairpins: Vec<_> = (0..2 * UNHEARD as u32)
+            .map(|n| {
+                Update::Add(Element::Hairpin(
+                    std::net::Ipv4Addr::from_bits(0x0af4_0000 + n).into(),
+                ))
+            })
+            .collect();
+        let is_told =
+            async |netfilter: &mut Netfilter| tokio::time::timeout(soon, netfilter.changed()).await.is_ok();
+
+        assert!(netfilter.update(&hairpins).await.iter().all(Result::is_ok));
+        assert!(!is_told(&mut netfilter).await, "we did that ourselves");
+        assert!(
+            netfilter
+                .update(&vec![
+                    Update::Remove(Element::Hairpin(
+                        "192.0.2.1".parse().unwrap()
+                    ));
+                    UNHEARD
+                ])
+                .await
+                .iter()
+                .all(Result::is_err)
+        );
+        assert!(!is_told(&mut netfilter).await, "nothing was done");
+
+        let before = netfilter.stop_listening().await;
+        assert_eq!(other.change(&hairpins[..1]).await, [Ok(())]);
+        let [Update::Add(element), ..] = hairpins[..] else {
+            unreachable!()
+        };
+        assert_eq!(other.change(&[Update::Remove(element)]).await, [Ok(())]);
+        netfilter.listen_again(before, 0).await;
+        assert!(is_told(&mut netfilter).await);
+        assert!(!is_told(&mut netfilter).await, "once");
+
+        other.delete_tables().await.unwrap();
+        assert!(is_told(&mut netfilter).await, "it listens again");
+    });
+}
+
 /// C6: before a notification tells that packets are dropped now.
 #[test]
 #[ignore = "needs root and nf_tables: run by cargo xtask test"]
