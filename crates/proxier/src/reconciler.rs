@@ -24,7 +24,7 @@ use crate::{
     model::Change,
     planner::{Planned, Planner},
     report::{Observer, Occasion, Report, Sync, Totals, Work},
-    step::{Driver, Key, Operation, Step},
+    step::{Key, Operation, Step},
 };
 
 /// How many Services share the first batch; while others wait, each batch has twice as many as the one before it, up to
@@ -32,10 +32,6 @@ use crate::{
 /// meanwhile waits for one batch only; but each batch is a transaction of nftables, for which the kernel takes its time.
 const SERVICES_PER_BATCH: usize = 500;
 const SERVICES_PER_LATER_BATCH: usize = 4000;
-
-/// How many operations IPVS and rtnetlink are asked for at once: many for a system call, and few enough that what is made of
-/// them on the way needs no memory that would have to be had from the kernel each time.
-const OPERATIONS_AT_ONCE: usize = 1024;
 
 /// How often draining real servers are looked at.
 const DRAIN_PERIOD: Duration = Duration::from_secs(1);
@@ -415,65 +411,47 @@ impl<K: Kernel> Reconciler<K> {
     async fn perform(&mut self, phases: &[Vec<Step>], progress: &mut Progress) -> HashMap<Key, Failure> {
         let mut failed = HashMap::new();
         for phase in phases {
-            let Some(driver) = phase.first().map(|step| step.operation.driver()) else {
+            let steps: Vec<_> = phase
+                .iter()
+                .filter(|step| !failed.contains_key(&step.key))
+                .collect();
+            let mut operations: Vec<_> = steps.iter().map(|step| &step.operation).collect();
+            let Some(driver) = operations.first().map(|operation| operation.driver()) else {
                 continue;
             };
-            let at_once = match driver {
-                // A transaction, which costs the kernel about the same whatever is in it.
-                Driver::Netfilter => phase.len(),
-                Driver::Ipvs | Driver::Link => OPERATIONS_AT_ONCE,
-            };
-            let mut work = Work::of(driver);
-            for steps in phase.chunks(at_once) {
-                self.perform_some(steps, &mut work, &mut failed, progress).await;
+            let started = Instant::now();
+            let results = self.kernel.apply(&operations).await;
+            // One look at the clock for all: it may cost a system call.
+            let now = Instant::now();
+            progress.work.push(Work {
+                driver,
+                operations: operations.len(),
+                failures: results.iter().filter(|result| result.is_err()).count(),
+                duration: now - started,
+            });
+            operations.clear();
+            for (step, result) in steps.into_iter().zip(results) {
+                match result {
+                    Ok(()) => {
+                        trace!("{}", step.operation);
+                        progress.note(step);
+                        if let Operation::Ipvs(command) = &step.operation {
+                            self.draining.note(command, now);
+                        }
+                        operations.push(&step.operation);
+                    }
+                    Err(failure) => {
+                        if failure.kind == FailureKind::Unknown {
+                            self.verify_soon();
+                        }
+                        failed.entry(step.key).or_insert(failure);
+                    }
+                }
             }
-            progress
-                .work
-                .extend(Some(work).filter(|work| work.operations > 0));
+            // Those that are done.
+            self.applied.record(operations);
         }
         failed
-    }
-
-    async fn perform_some(
-        &mut self,
-        steps: &[Step],
-        work: &mut Work,
-        failed: &mut HashMap<Key, Failure>,
-        progress: &mut Progress,
-    ) {
-        let steps: Vec<_> = steps
-            .iter()
-            .filter(|step| !failed.contains_key(&step.key))
-            .collect();
-        let mut operations: Vec<_> = steps.iter().map(|step| &step.operation).collect();
-        let started = Instant::now();
-        let results = self.kernel.apply(&operations).await;
-        // One look at the clock for all: it may cost a system call.
-        let now = Instant::now();
-        work.operations += operations.len();
-        work.duration += now - started;
-        operations.clear();
-        for (step, result) in steps.into_iter().zip(results) {
-            match result {
-                Ok(()) => {
-                    trace!("{}", step.operation);
-                    progress.note(step);
-                    if let Operation::Ipvs(command) = &step.operation {
-                        self.draining.note(command, now);
-                    }
-                    operations.push(&step.operation);
-                }
-                Err(failure) => {
-                    if failure.kind == FailureKind::Unknown {
-                        self.verify_soon();
-                    }
-                    work.failures += 1;
-                    failed.entry(step.key).or_insert(failure);
-                }
-            }
-        }
-        // Those that are done.
-        self.applied.record(operations);
     }
 
     /// Logs a failure once for as long as it stays the same, and has it tried again.
@@ -629,6 +607,7 @@ mod tests {
         kernel::fake::FakeKernel,
         model::{Endpoint, ObjectName, Overrides, Service, TrafficPolicy},
         report::Problem,
+        step::Driver,
         testing::{endpoint, endpoint_port, ip, name, port, service, slice},
     };
 

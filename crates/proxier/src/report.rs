@@ -135,7 +135,7 @@ impl fmt::Display for Occasion {
     }
 }
 
-/// The operations that a driver was asked for in a phase.
+/// The operations that a driver was asked for at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
     /// The driver.
@@ -146,18 +146,6 @@ pub struct Work {
     pub failures: usize,
     /// How long the kernel took for all.
     pub duration: Duration,
-}
-
-impl Work {
-    /// None so far.
-    pub(crate) const fn of(driver: Driver) -> Self {
-        Self {
-            driver,
-            operations: 0,
-            failures: 0,
-            duration: Duration::ZERO,
-        }
-    }
 }
 
 /// Numbers of objects.
