@@ -55,7 +55,7 @@ pub struct Outcome {
     pub course: Course,
     /// The first synchronisation of each start that ended in time.
     pub first_syncs: Vec<FirstSync>,
-    /// From the arrival of each change at the node until the kernel has it.
+    /// From the proxier's hearing of each change until the kernel has it.
     pub changes: Vec<f64>,
     /// Of the last start, when it has been idle for a while, or its time was over.
     pub memory: Option<Memory>,

@@ -262,7 +262,7 @@ fn changes(course: &Course, node: &Node) -> Result<Vec<f64>> {
                 CHANGE_LIMIT.as_secs()
             )));
         };
-        times.push(done.saturating_sub(arrived).as_secs_f64());
+        times.push(done.saturating_sub(probe.heard(arrived)?).as_secs_f64());
     }
     Ok(times.split_off(1))
 }

@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::bench::Load;
-use crate::bench::trace::Commands;
+use crate::bench::trace::Record;
 use crate::clock::monotonic;
 use crate::error::{Context, Error, Result};
 use crate::namespace::Namespace;
@@ -29,12 +29,13 @@ const FIRST_LOOK: Duration = Duration::from_millis(100);
 /// Sees when a node's kernel has a change of one proxier's.
 pub(crate) struct Probe {
     runtime: Runtime,
+    record: Record,
     source: Source,
 }
 
 enum Source {
     /// IPVS is asked whether it has the change, and the kernel's record since when.
-    Ipvs(Handle, Commands),
+    Ipvs(Handle),
     /// nftables tells of each transaction.
     Nftables(Notifications),
 }
@@ -44,7 +45,7 @@ impl Probe {
         let runtime = runtime()?;
         let source = match proxier {
             Proxier::Ours | Proxier::UpstreamIpvs => {
-                Source::Ipvs(connect(node, &runtime)?, Commands::record()?)
+                Source::Ipvs(connect(node, &runtime)?)
             }
             Proxier::UpstreamNftables => {
                 let subscribe = async { Notifications::subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]) };
@@ -52,18 +53,25 @@ impl Probe {
                 Source::Nftables(node.enter(subscribed)?)
             }
         };
-        Ok(Self { runtime, source })
+        Ok(Self {
+            runtime,
+            record: Record::begin()?,
+            source,
+        })
     }
 
     /// Forgets what has happened so far.
     pub(crate) fn forget(&mut self) -> Result<()> {
-        match &mut self.source {
-            Source::Ipvs(_, commands) => commands.forget(),
-            Source::Nftables(notifications) => {
-                while notifications.try_next::<Ignored>().is_some() {}
-                Ok(())
-            }
+        if let Source::Nftables(notifications) = &mut self.source {
+            while notifications.try_next::<Ignored>().is_some() {}
         }
+        self.record.forget()
+    }
+
+    /// When the proxier was woken up for the first time after its node had something for it, which is when it could be
+    /// read; if it was awake anyway, when the node had it.
+    pub(crate) fn heard(&self, arrived: Duration) -> Result<Duration> {
+        Ok(self.record.first_waking(arrived)?.unwrap_or(arrived))
     }
 
     /// Waits until the Service with this number has this endpoint, or, where the kernel tells of changes itself,
@@ -75,7 +83,7 @@ impl Probe {
         limit: Duration,
     ) -> Result<Option<Duration>> {
         match &mut self.source {
-            Source::Ipvs(handle, commands) => {
+            Source::Ipvs(handle) => {
                 let start = Instant::now();
                 let key = key(service);
                 let endpoint = SocketAddr::new(endpoint, Load::TARGET_PORT);
@@ -87,7 +95,7 @@ impl Probe {
                         .iter()
                         .any(|server| server.destination.socket_addr() == endpoint)
                     {
-                        return commands.last();
+                        return self.record.last_command();
                     }
                 }
                 Ok(None)

@@ -1,5 +1,5 @@
-//! When IPVS has carried out commands, by the kernel's own record: a probe at the function's return, read afterwards.
-//! Nothing runs meanwhile that would take the node's processor from the proxier.
+//! When a proxier was woken up and when IPVS had carried out its commands, by the kernel's own record, which is read
+//! afterwards: nothing runs meanwhile that would take the node's processor from the proxier.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,30 +13,35 @@ use crate::error::{Context, Error, Result};
 const TRACEFS: &str = "/sys/kernel/tracing";
 /// The event's group and name, and the function that carries out all commands which change something.
 const GROUP: &str = "bench";
-const EVENT: &str = "ipvs_set";
+const COMMAND: &str = "ipvs_set";
 const FUNCTION: &str = "ip_vs_genl_set_cmd";
+/// The kernel's own event, and whose: names of threads have up to 15 bytes.
+const WAKING: &str = "sched_waking";
+const PROXIERS: &str = "comm == \"kube-proxy\" || comm ~ \"upstream-kube-*\"";
 
-/// The commands that were carried out in any network namespace, while this value lives.
+/// What happens in all network namespaces, while this value lives.
 #[derive(Debug)]
-pub(super) struct Commands(());
+pub(super) struct Record(());
 
-impl Commands {
+impl Record {
     /// Begins to record. The module `ip_vs` must be loaded.
     ///
     /// # Errors
     /// The kernel has no tracing, no kprobes or no such function.
-    pub(super) fn record() -> Result<Self> {
+    pub(super) fn begin() -> Result<Self> {
         match mount("tracefs", TRACEFS, "tracefs", MountFlags::empty(), None) {
             Ok(()) | Err(Errno::BUSY) => {}
             Err(error) => return Err(error).context(|| format!("mount {TRACEFS}")),
         }
-        if !event("").exists() {
-            write("kprobe_events", &format!("r:{GROUP}/{EVENT} {FUNCTION}"))?;
+        if !of_command("").exists() {
+            write("kprobe_events", &format!("r:{GROUP}/{COMMAND} {FUNCTION}"))?;
         }
         write("trace_clock", "mono")?;
-        let commands = Self(());
-        write(event("enable"), "1")?;
-        Ok(commands)
+        write(of_waking("filter"), PROXIERS)?;
+        let record = Self(());
+        write(of_command("enable"), "1")?;
+        write(of_waking("enable"), "1")?;
+        Ok(record)
     }
 
     /// Forgets what has happened so far.
@@ -45,26 +50,35 @@ impl Commands {
     }
 
     /// When the last command was carried out that is not forgotten, as of [`monotonic`](crate::clock::monotonic).
-    pub(super) fn last(&self) -> Result<Option<Duration>> {
-        let path = Path::new(TRACEFS).join("trace");
-        let trace = fs::read_to_string(&path).path("read", &path)?;
-        let last = trace.lines().rev().find(|line| !line.starts_with('#'));
-        let time = |line: &str| {
-            time(line).ok_or_else(|| Error::Unavailable(format!("the kernel's record has no time: {line}")))
-        };
-        last.map(time).transpose()
+    pub(super) fn last_command(&self) -> Result<Option<Duration>> {
+        Ok(times(&read()?, COMMAND).next_back())
+    }
+
+    /// When a proxier was woken up for the first time since then.
+    pub(super) fn first_waking(&self, since: Duration) -> Result<Option<Duration>> {
+        Ok(times(&read()?, WAKING).find(|at| *at >= since))
     }
 }
 
-impl Drop for Commands {
+impl Drop for Record {
     fn drop(&mut self) {
         // It costs little when it goes on.
-        let _ = write(event("enable"), "0");
+        let _ = write(of_command("enable"), "0");
+        let _ = write(of_waking("enable"), "0");
     }
 }
 
-fn event(file: &str) -> PathBuf {
-    Path::new("events").join(GROUP).join(EVENT).join(file)
+fn of_command(file: &str) -> PathBuf {
+    Path::new("events").join(GROUP).join(COMMAND).join(file)
+}
+
+fn of_waking(file: &str) -> PathBuf {
+    Path::new("events/sched").join(WAKING).join(file)
+}
+
+fn read() -> Result<String> {
+    let path = Path::new(TRACEFS).join("trace");
+    fs::read_to_string(&path).path("read", &path)
 }
 
 fn write(file: impl AsRef<Path>, text: &str) -> Result<()> {
@@ -72,11 +86,14 @@ fn write(file: impl AsRef<Path>, text: &str) -> Result<()> {
     fs::write(&path, text).path("write", &path)
 }
 
-/// Of `kube-proxy-703     [000] d....    46.498306: ipvs_set: (...)`.
-fn time(line: &str) -> Option<Duration> {
-    let (before, _) = line.split_once(&format!(": {EVENT}:"))?;
-    let seconds = before.split_whitespace().next_back()?.parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
+/// The times of an event, of lines like `kube-proxy-703     [000] d....    46.498306: ipvs_set: (...)`.
+fn times<'a>(trace: &'a str, event: &'a str) -> impl DoubleEndedIterator<Item = Duration> + 'a {
+    trace.lines().filter_map(move |line| {
+        let (before, of_event) = line.split_once(": ")?;
+        of_event.strip_prefix(event)?.strip_prefix(':')?;
+        let seconds = before.split_whitespace().next_back()?.parse().ok()?;
+        Duration::try_from_secs_f64(seconds).ok()
+    })
 }
 
 #[cfg(test)]
@@ -84,9 +101,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_has_a_time() {
-        let line = "      kube-proxy-703     [000] d....    46.498306: ipvs_set: (genl_family_rcv_msg_doit+0xe2/0x150 <- ip_vs_genl_set_cmd)";
-        assert_eq!(time(line), Some(Duration::from_micros(46_498_306)));
-        assert_eq!(time("# tracer: nop"), None);
+    fn a_record_has_times() {
+        let trace = "# tracer: nop\n\
+             \u{20}          bench-735     [000] d..2.    46.495102: sched_waking: comm=kube-proxy pid=703 prio=120 target_cpu=000\n\
+             \u{20}     kube-proxy-703     [000] d....    46.498306: ipvs_set: (genl_family_rcv_msg_doit+0xe2/0x150 <- ip_vs_genl_set_cmd)\n\
+             \u{20}     kube-proxy-703     [000] d....    46.498401: ipvs_set: (genl_family_rcv_msg_doit+0xe2/0x150 <- ip_vs_genl_set_cmd)\n";
+        let micros = |micros: &[u64]| micros.iter().copied().map(Duration::from_micros).collect::<Vec<_>>();
+        assert_eq!(times(trace, WAKING).collect::<Vec<_>>(), micros(&[46_495_102]));
+        assert_eq!(times(trace, COMMAND).collect::<Vec<_>>(), micros(&[46_498_306, 46_498_401]));
     }
 }

@@ -190,8 +190,10 @@ impl<K: Object> Watch<K> {
                 self.progress.send_modify(|progress| progress.listed = true);
             }
         }
-        self.progress
-            .send_modify(|progress| progress.objects = self.known.len());
+        self.progress.send_if_modified(|progress| {
+            let known = std::mem::replace(&mut progress.objects, self.known.len());
+            known != progress.objects
+        });
     }
 
     fn apply(&mut self, object: &K) {
