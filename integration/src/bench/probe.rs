@@ -44,9 +44,7 @@ impl Probe {
     pub(crate) fn new(node: &Namespace, proxier: Proxier) -> Result<Self> {
         let runtime = runtime()?;
         let source = match proxier {
-            Proxier::Ours | Proxier::UpstreamIpvs => {
-                Source::Ipvs(connect(node, &runtime)?)
-            }
+            Proxier::Ours | Proxier::UpstreamIpvs => Source::Ipvs(connect(node, &runtime)?),
             Proxier::UpstreamNftables => {
                 let subscribe = async { Notifications::subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]) };
                 let subscribed = || runtime.block_on(subscribe).map_err(|error| unavailable(&error));

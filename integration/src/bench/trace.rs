@@ -106,8 +106,17 @@ mod tests {
              \u{20}          bench-735     [000] d..2.    46.495102: sched_waking: comm=kube-proxy pid=703 prio=120 target_cpu=000\n\
              \u{20}     kube-proxy-703     [000] d....    46.498306: ipvs_set: (genl_family_rcv_msg_doit+0xe2/0x150 <- ip_vs_genl_set_cmd)\n\
              \u{20}     kube-proxy-703     [000] d....    46.498401: ipvs_set: (genl_family_rcv_msg_doit+0xe2/0x150 <- ip_vs_genl_set_cmd)\n";
-        let micros = |micros: &[u64]| micros.iter().copied().map(Duration::from_micros).collect::<Vec<_>>();
+        let micros = |micros: &[u64]| {
+            micros
+                .iter()
+                .copied()
+                .map(Duration::from_micros)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(times(trace, WAKING).collect::<Vec<_>>(), micros(&[46_495_102]));
-        assert_eq!(times(trace, COMMAND).collect::<Vec<_>>(), micros(&[46_498_306, 46_498_401]));
+        assert_eq!(
+            times(trace, COMMAND).collect::<Vec<_>>(),
+            micros(&[46_498_306, 46_498_401])
+        );
     }
 }
