@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 
 const TRACEFS: &str = "/sys/kernel/tracing";
 /// The event's group and name, and the function that carries out all commands which change something.
