@@ -41,9 +41,9 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// The kernel's connection tracking (`--conntrack-max-per-core` and its siblings).
     pub conntrack: Conntrack,
-    /// How often IPVS, which sends no notifications, is read back and mended (`--ipvs-sync-period`). Where that takes
-    /// longer than half a second and finds all well, it is done more rarely: so that it takes a thousandth of one processor,
-    /// but at least every fifteen minutes.
+    /// How often IPVS, which sends no notifications, is read back and mended (`--ipvs-sync-period`). Where there are more
+    /// than a thousand virtual servers and all is found well, it is done more rarely, if need be: so that it takes a thousandth
+    /// of one processor, but at least every fifteen minutes.
     pub sync_period: Duration,
     /// The least time between two batches (`--ipvs-min-sync-period`). Changes that arrive meanwhile share
     /// the next batch.

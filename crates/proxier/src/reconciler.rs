@@ -39,11 +39,11 @@ const DRAIN_PERIOD: Duration = Duration::from_secs(1);
 /// The least time between two readings of the kernel.
 const VERIFY_MIN_PERIOD: Duration = Duration::from_secs(1);
 
-/// Verifications that take longer than [`VERIFY_SHORT`] and find all well are made so rarely that they take this part of
-/// one processor, even where that is less often than the synchronisation period; but not more rarely than
+/// Of more virtual servers than [`VERIFY_FEW`], verifications that find all well are made so rarely that they take this part
+/// of one processor, even where that is less often than the synchronisation period; but not more rarely than
 /// [`VERIFY_MAX_PERIOD`], because what took so long may have been the machine.
 const VERIFY_SHARE: u32 = 1000;
-const VERIFY_SHORT: Duration = Duration::from_millis(500);
+const VERIFY_FEW: usize = 1000;
 const VERIFY_MAX_PERIOD: Duration = Duration::from_secs(15 * 60);
 
 /// Services that wait, more than which have what everything else in the cluster needs programmed before them (B2): a batch
@@ -526,7 +526,7 @@ impl<K: Kernel> Reconciler<K> {
         let all_was_well = progress.work.is_empty();
         self.finish(progress, Planned::default()).await;
         let took = self.verified_at.elapsed();
-        if all_was_well && took > VERIFY_SHORT {
+        if all_was_well && self.applied.servers.len() > VERIFY_FEW {
             let period = (VERIFY_SHARE * took).min(VERIFY_MAX_PERIOD);
             self.verify_at = self.verify_at.max(self.verified_at + period);
         }
@@ -912,11 +912,16 @@ mod tests {
         });
     }
 
-    /// How many verifications there are in an hour where each takes so long, and this is done once a second.
-    async fn verifications_of(reading: Duration, change: impl Fn(&FakeKernel)) -> usize {
+    /// How many verifications there are in an hour of so many Services, where each takes so long and this is done once a
+    /// second.
+    async fn verifications_of(services: usize, reading: Duration, change: impl Fn(&FakeKernel)) -> usize {
         let kernel = FakeKernel::default();
         kernel.change(|state| state.reading = reading);
         let mut running = Running::with_web(&kernel).await;
+        for number in 1..services {
+            let address = format!("10.97.{}.{}", number / 250, number % 250);
+            running.send(Change::Service(service(&format!("s{number}"), &address)));
+        }
         let verifications = |running: &mut Running| {
             let of_verification = |sync: &Sync| sync.occasion == Occasion::Verification;
             running.take_syncs().filter(of_verification).count()
@@ -932,7 +937,7 @@ mod tests {
 
     /// B1
     #[tokio::test(start_paused = true)]
-    async fn verifications_that_take_long_and_find_nothing_are_rare() {
+    async fn verifications_of_many_servers_that_find_nothing_are_rare() {
         let nothing = |_: &FakeKernel| {};
         let weights = |kernel: &FakeKernel| {
             kernel.change(|state| {
@@ -941,10 +946,12 @@ mod tests {
                 destinations.for_each(|destination| destination.weight = 7);
             });
         };
-        assert_eq!(verifications_of(Duration::from_millis(500), nothing).await, 119);
-        assert_eq!(verifications_of(Duration::from_millis(600), nothing).await, 6);
-        assert_eq!(verifications_of(Duration::from_millis(600), weights).await, 119);
-        assert_eq!(verifications_of(Duration::from_secs(60), nothing).await, 4);
+        let (short, long) = (Duration::from_millis(20), Duration::from_millis(600));
+        assert_eq!(verifications_of(1000, long, nothing).await, 119);
+        assert_eq!(verifications_of(1001, short, nothing).await, 119);
+        assert_eq!(verifications_of(1001, long, nothing).await, 6);
+        assert_eq!(verifications_of(1001, long, weights).await, 119);
+        assert_eq!(verifications_of(1001, Duration::from_secs(60), nothing).await, 4);
     }
 
     #[tokio::test(start_paused = true)]
