@@ -635,7 +635,7 @@ fn number(count: usize) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Instant;
 
     use proxier::{
@@ -672,7 +672,7 @@ mod tests {
         metrics
     }
 
-    fn sync(occasion: Occasion, pending: bool) -> Sync {
+    pub(crate) fn sync(occasion: Occasion, pending: bool) -> Sync {
         Sync {
             occasion,
             families: vec![Family::Inet, Family::Inet6],

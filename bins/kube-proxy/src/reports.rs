@@ -118,3 +118,47 @@ impl Reports {
         self.service_health.set_check(service, status.health_check);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{sync::mpsc::unbounded_channel, time};
+
+    use super::*;
+    use crate::metrics::tests::sync;
+
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn health_knows_at_once_and_the_rest_is_sent_on() {
+        let health = Arc::new(Health::new(PERIOD));
+        let (sender, mut sent) = unbounded_channel();
+        let mut observe = observer(health.clone(), Arc::new(Metrics::new().unwrap()), sender);
+        let queued = || Report::Queued {
+            at: Instant::now().into_std(),
+        };
+        observe(queued());
+        assert!(sent.is_empty());
+
+        for (report, healthy) in [
+            (sync(Occasion::Change, true), false),
+            (sync(Occasion::Change, false), true),
+        ] {
+            observe(Report::Sync(report));
+            assert_eq!(health.is_healthy(), healthy);
+            assert!(matches!(sent.try_recv(), Ok(Report::Sync(_))));
+        }
+        observe(queued());
+        time::advance(2 * PERIOD).await;
+        assert!(!health.is_healthy());
+        for (occasion, healthy) in [
+            (Occasion::Retry, false),
+            (Occasion::Drain, false),
+            (Occasion::Verification, true),
+        ] {
+            observe(Report::Sync(sync(occasion, false)));
+            assert_eq!(health.is_healthy(), healthy);
+        }
+    }
+}
