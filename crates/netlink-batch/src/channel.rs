@@ -173,7 +173,7 @@ async fn wait(fd: &AsyncFd<netlink_sys::Socket>, buffer: &mut [u8]) -> io::Resul
         .map_err(|error| errno(&error))
 }
 
-fn errno(error: &std::io::Error) -> Errno {
+pub(crate) fn errno(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 

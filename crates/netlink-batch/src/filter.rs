@@ -2,7 +2,7 @@
 
 use std::{io, mem::size_of, os::fd::AsRawFd};
 
-use crate::Errno;
+use crate::{Errno, channel::errno};
 
 /// Where `struct nlmsghdr` has `nlmsg_pid`: the port of whoever made the change that a message tells of.
 const PORT: u32 = 12;
@@ -42,6 +42,6 @@ pub(crate) fn ignore(socket: &impl AsRawFd, port: u32) -> Result<(), Errno> {
     };
     match result {
         0 => Ok(()),
-        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        _ => Err(errno(&io::Error::last_os_error())),
     }
 }
