@@ -1520,6 +1520,7 @@ mod tests {
         let others = log.iter().position(|line| line.contains("10.96."));
         assert!(own.is_some() && others.is_some() && own < others, "{log:?}");
     }
+
     /// B3
     #[tokio::test(start_paused = true)]
     async fn the_longer_the_queue_the_larger_the_batches() {
