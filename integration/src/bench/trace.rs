@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 const TRACEFS: &str = "/sys/kernel/tracing";
 /// The event's group and name, and the function that carries out all commands which change something.
@@ -51,12 +51,12 @@ impl Record {
 
     /// When the last command was carried out that is not forgotten, as of [`monotonic`](crate::clock::monotonic).
     pub(super) fn last_command(&self) -> Result<Option<Duration>> {
-        Ok(times(&read()?, COMMAND).next_back())
+        Ok(times(&read()?, COMMAND)?.pop())
     }
 
     /// When a proxier was woken up for the first time since then.
     pub(super) fn first_waking(&self, since: Duration) -> Result<Option<Duration>> {
-        Ok(times(&read()?, WAKING).find(|at| *at >= since))
+        Ok(times(&read()?, WAKING)?.into_iter().find(|at| *at >= since))
     }
 }
 
@@ -87,13 +87,21 @@ fn write(file: impl AsRef<Path>, text: &str) -> Result<()> {
 }
 
 /// The times of an event, of lines like `kube-proxy-703     [000] d....    46.498306: ipvs_set: (...)`.
-fn times<'a>(trace: &'a str, event: &'a str) -> impl DoubleEndedIterator<Item = Duration> + 'a {
-    trace.lines().filter_map(move |line| {
-        let (before, of_event) = line.split_once(": ")?;
-        of_event.strip_prefix(event)?.strip_prefix(':')?;
-        let seconds = before.split_whitespace().next_back()?.parse().ok()?;
-        Duration::try_from_secs_f64(seconds).ok()
-    })
+fn times(trace: &str, event: &str) -> Result<Vec<Duration>> {
+    let named = format!(": {event}:");
+    let of_event = trace
+        .lines()
+        .filter_map(|line| Some((line, line.split_once(&named)?.0)));
+    let time = |(line, before): (&str, &str)| {
+        let seconds = before
+            .split_whitespace()
+            .next_back()
+            .and_then(|word| word.parse().ok());
+        seconds
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+            .ok_or_else(|| Error::Unavailable(format!("the kernel's record has no time: {line}")))
+    };
+    of_event.map(time).collect()
 }
 
 #[cfg(test)]
@@ -113,10 +121,9 @@ mod tests {
                 .map(Duration::from_micros)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(times(trace, WAKING).collect::<Vec<_>>(), micros(&[46_495_102]));
-        assert_eq!(
-            times(trace, COMMAND).collect::<Vec<_>>(),
-            micros(&[46_498_306, 46_498_401])
-        );
+        assert_eq!(times(trace, WAKING).unwrap(), micros(&[46_495_102]));
+        assert_eq!(times(trace, COMMAND).unwrap(), micros(&[46_498_306, 46_498_401]));
+        assert!(times("# tracer: nop", COMMAND).unwrap().is_empty());
+        assert!(times("kube-proxy-703 [000] d.... soon: ipvs_set: (...)", COMMAND).is_err());
     }
 }
