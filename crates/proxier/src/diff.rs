@@ -66,6 +66,9 @@ pub struct Phases {
     /// Netfilter state that must be there before traffic is.
     prepare: Vec<Step>,
     servers: Vec<Step>,
+    /// Real servers that go, after all that come: the kernel keeps what was deleted for two minutes, and searches it at
+    /// every addition.
+    leave: Vec<Step>,
     bind: Vec<Step>,
     unbind: Vec<Step>,
     /// Netfilter state that must stay until traffic is gone.
@@ -81,8 +84,17 @@ fn push(phase: &mut Vec<Step>, key: Key, operation: impl Into<Operation>) {
 
 impl Phases {
     /// The first is done first.
-    pub fn in_order(self) -> [Vec<Step>; 5] {
+    pub fn in_order(mut self) -> [Vec<Step>; 5] {
+        self.servers.append(&mut self.leave);
         [self.prepare, self.servers, self.bind, self.unbind, self.finish]
+    }
+
+    fn command(&mut self, key: Key, command: Command) {
+        let phase = match command {
+            Command::DelDestination(..) => &mut self.leave,
+            _ => &mut self.servers,
+        };
+        push(phase, key, command);
     }
 
     /// While an object is wanted, its elements are replaced before anything else. The last go at the end.
@@ -129,7 +141,7 @@ impl Phases {
         });
         let wants = [wants, in_cluster];
         for (service, real_servers) in wants.iter().flatten() {
-            let commands = |command| push(&mut self.servers, key, command);
+            let commands = |command| self.command(key, command);
             match applied.servers.get(&service.key) {
                 Some(has) => edit(service, real_servers, has, circumstances, commands),
                 None => create(service, real_servers, circumstances, commands),
@@ -148,10 +160,10 @@ impl Phases {
             let Some(has) = applied.servers.get(&unwanted).filter(|has| has.ours) else {
                 continue;
             };
-            let commands = |command| push(&mut self.servers, key, command);
+            let commands = |command| self.command(key, command);
             match unwanted {
                 ServiceKey::Fwmark { .. } if waited_for => wind_down(has, circumstances, commands),
-                _ => push(&mut self.servers, key, Command::DelService(unwanted)),
+                _ => self.command(key, Command::DelService(unwanted)),
             }
         }
     }
