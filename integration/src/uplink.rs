@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::pipe;
+use rustix::thread::gettid;
 use serde::{Deserialize, Serialize};
 
 use crate::api::Client;
@@ -24,6 +26,7 @@ use crate::clock::monotonic;
 use crate::error::{Context, Error, Result};
 use crate::guest::Guest;
 use crate::namespace::Namespace;
+use crate::process;
 
 /// In the guest: the kubeconfig.
 pub const KUBECONFIG: &str = "/root/kubeconfig";
@@ -163,12 +166,15 @@ impl Uplink {
         let listen =
             || TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context(|| "listen on the loopback".into());
         let answers = Answers::default();
-        Ok(Self {
-            control: (HOST_OF_GUEST, self::port(CONTROL)?).into(),
-            _forwards: [
+        let forward = || {
+            Ok([
                 Forward::start(listen()?, server, Answers::default())?,
                 Forward::start(node.enter(listen)?, server, answers.clone())?,
-            ],
+            ])
+        };
+        Ok(Self {
+            control: (HOST_OF_GUEST, self::port(CONTROL)?).into(),
+            _forwards: before_all_others(forward)?,
             answers,
             client: Client::new(&kubeconfig)?,
         })
@@ -232,6 +238,19 @@ impl Uplink {
     pub fn resume_server(&self) -> Result<()> {
         order(self.control, Order::Resume)
     }
+}
+
+/// Runs `work` on a thread that goes before all ordinary ones, and so do those that it starts. What forwards stands for
+/// the network: were it in line with the others, it would be interrupted by the program that it has woken up, and have
+/// the processor once more in the midst of what that does then.
+fn before_all_others<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let in_time = || {
+        let thread = gettid().as_raw_nonzero().to_string();
+        process::output(Command::new("chrt").args(["--fifo", "--pid", "1", &thread]))?;
+        work()
+    };
+    let done = thread::scope(|scope| scope.spawn(in_time).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn port(variable: &str) -> Result<u16> {

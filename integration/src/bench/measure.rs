@@ -36,7 +36,7 @@ const BETWEEN_OUR_CHANGES: Duration = Duration::from_millis(200);
 const DEFAULT_PERIOD: &str = "--ipvs-sync-period=30s";
 
 /// How long a change may take.
-const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+const CHANGE_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 const SECONDS_OF_DAY: f64 = 86400.0;
 
