@@ -826,6 +826,27 @@ mod tests {
         assert_eq!(kernel.take_log().len(), 2);
     }
 
+    /// The kernel searches what was deleted at every addition.
+    #[tokio::test(start_paused = true)]
+    async fn of_a_burst_all_real_servers_come_before_any_leaves() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::with_web(&kernel).await;
+        running.send(Change::Service(service("other", "10.96.0.11")));
+        let other = |address| Change::EndpointSlice(slice("other-1", "other", &[endpoint(address)]));
+        running.send(other("10.244.1.2"));
+        running.pass(MOMENT).await;
+        running.send(other("10.244.1.3"));
+        assert_eq!(
+            running.done_for(web_slice(&[endpoint("10.244.0.3")])).await,
+            [
+                "ipvsadm -a -t 10.96.0.10:80 -r 10.244.0.3:8080 -m -w 1",
+                "ipvsadm -a -t 10.96.0.11:80 -r 10.244.1.3:8080 -m -w 1",
+                "ipvsadm -d -t 10.96.0.10:80 -r 10.244.0.2:8080",
+                "ipvsadm -d -t 10.96.0.11:80 -r 10.244.1.2:8080",
+            ]
+        );
+    }
+
     #[tokio::test(start_paused = true)]
     async fn i6_a_restart_with_unchanged_objects_writes_nothing() {
         let kernel = FakeKernel::default();
