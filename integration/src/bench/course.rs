@@ -1,5 +1,7 @@
 //! What proxiers are put through, and what came out.
 
+use std::slice;
+
 use serde::{Deserialize, Serialize};
 
 use crate::bench::Load;
@@ -134,6 +136,15 @@ pub struct Memory {
 }
 
 impl Task {
+    /// Those who are put through it.
+    pub fn proxiers(&self) -> impl Iterator<Item = Proxier> {
+        let proxiers = match self {
+            Self::Course(course) => slice::from_ref(&course.proxier),
+            Self::Flows(flows) => &flows.proxiers,
+        };
+        proxiers.iter().copied()
+    }
+
     /// The objects that there are meanwhile.
     #[must_use]
     pub fn load(&self) -> Load {

@@ -80,6 +80,7 @@ impl Node {
             Proxier::Ours => "ours",
             Proxier::UpstreamIpvs => "ipvs",
             Proxier::UpstreamNftables => "nftables",
+            Proxier::KubeRouter => "router",
         };
         let node = Self::new(name, Some(proxier), load)?;
         let uplink = Uplink::connect(&node.namespace)?;

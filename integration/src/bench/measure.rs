@@ -1,5 +1,6 @@
 //! One course, in the guest.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::apiserver::OWN_SERVICE;
 use crate::bench::first_server::FirstServer;
-use crate::bench::probe::{self, Probe, pause};
+use crate::bench::probe::{self, Commands, Probe, pause};
 use crate::bench::{Course, FirstSync, Load, Memory, Outcome};
 use crate::error::{Context, Error, Result};
 use crate::kube_proxy::KubeProxy;
@@ -72,13 +73,13 @@ pub(super) struct Started {
     pub(super) first_sync: Option<FirstSync>,
 }
 
-/// Has each proxier synchronise once without any Services, so that the kernel's modules are loaded
+/// Has each of these proxiers synchronise once without any Services, so that the kernel's modules are loaded
 /// and the programs have been read.
 ///
 /// # Errors
 /// One does not run.
-pub fn warm_up() -> Result<()> {
-    for proxier in Proxier::ALL {
+pub fn warm_up(proxiers: &BTreeSet<Proxier>) -> Result<()> {
+    for proxier in proxiers.iter().copied() {
         let node = Node::new()?;
         node.uplink.load(Load::default())?;
         start(
@@ -133,13 +134,21 @@ pub(super) fn start(
     node: &Namespace,
 ) -> Result<Started> {
     let log = log_file();
+    let mut commands = match proxier {
+        Proxier::KubeRouter => Some(Commands::watch(node, load)?),
+        _ => None,
+    };
     let mut first_server = FirstServer::listen(node)?;
     let began = Instant::now();
     let start = time_of_day(SystemTime::now());
     let running = proxier.start(node, flags, None, &log)?;
     let limit = Duration::from_secs(patience);
     let done = loop {
-        match completed(proxier, node, &running)? {
+        let completed = match &mut commands {
+            None => completed(proxier, node, &running)?,
+            Some(commands) => commands.completed()?,
+        };
+        match completed {
             None if began.elapsed() < limit => first_server.wait(pause(began.elapsed()))?,
             done => break done,
         }
@@ -152,7 +161,7 @@ pub(super) fn start(
     };
     let caches = caches_synced(&running.log()?)?;
     let complete = match proxier {
-        Proxier::Ours | Proxier::UpstreamIpvs => probe::complete(node, load)?,
+        Proxier::Ours | Proxier::UpstreamIpvs | Proxier::KubeRouter => probe::complete(node, load)?,
         Proxier::UpstreamNftables => load.services,
     };
     if complete != load.services {
@@ -170,7 +179,7 @@ pub(super) fn start(
             return Err(Error::Unavailable(missing));
         }
         // Upstream assigns the address before it makes the virtual server, or never.
-        (Proxier::UpstreamIpvs | Proxier::UpstreamNftables, _) => None,
+        (Proxier::UpstreamIpvs | Proxier::UpstreamNftables | Proxier::KubeRouter, _) => None,
     };
     Ok(Started {
         running,
@@ -208,7 +217,8 @@ fn fetch() -> std::io::Result<String> {
 
 /// The time of day at which a proxier had all Services and slices.
 fn caches_synced(log: &str) -> Result<f64> {
-    let said = last_said(log, &["aches are synced"]);
+    // kube-router says this when it has them, and nothing else.
+    let said = last_said(log, &["aches are synced", "Disabling metrics for kube-router"]);
     said.ok_or_else(|| {
         Error::Unavailable(format!(
             "nothing is said of the caches in\n{}",
@@ -229,7 +239,7 @@ fn last_said(log: &str, texts: &[&str]) -> Option<f64> {
     Some(hours * 3600.0 + minutes * 60.0 + seconds)
 }
 
-fn time_of_day(at: SystemTime) -> f64 {
+pub(super) fn time_of_day(at: SystemTime) -> f64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() % SECONDS_OF_DAY
 }
 
@@ -246,7 +256,7 @@ fn changes(course: &Course, node: &Node) -> Result<Vec<f64>> {
     for number in 0..=course.changes {
         thread::sleep(match course.proxier {
             Proxier::Ours => BETWEEN_OUR_CHANGES,
-            Proxier::UpstreamIpvs | Proxier::UpstreamNftables => BETWEEN_CHANGES,
+            Proxier::UpstreamIpvs | Proxier::UpstreamNftables | Proxier::KubeRouter => BETWEEN_CHANGES,
         });
         // Spread over the Services.
         let service = number * 7919 % course.load.services.max(1);

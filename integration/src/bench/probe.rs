@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipvs::{Handle, Protocol, ServiceKey};
 use netlink_batch::Notifications;
@@ -11,6 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::bench::Load;
+use crate::bench::measure::time_of_day;
 use crate::bench::trace::Record;
 use crate::clock::monotonic;
 use crate::error::{Context, Error, Result};
@@ -44,7 +45,9 @@ impl Probe {
     pub(crate) fn new(node: &Namespace, proxier: Proxier) -> Result<Self> {
         let runtime = runtime()?;
         let source = match proxier {
-            Proxier::Ours | Proxier::UpstreamIpvs => Source::Ipvs(connect(node, &runtime)?),
+            Proxier::Ours | Proxier::UpstreamIpvs | Proxier::KubeRouter => {
+                Source::Ipvs(connect(node, &runtime)?)
+            }
             Proxier::UpstreamNftables => {
                 let subscribe = async { Notifications::subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]) };
                 let subscribed = || runtime.block_on(subscribe).map_err(|error| unavailable(&error));
@@ -106,6 +109,49 @@ impl Probe {
                 Ok(told.is_ok().then(monotonic))
             }
         }
+    }
+}
+
+/// Sees when a node's IPVS has all real servers of a load, by the kernel's record, where a proxier does not say when it is
+/// done.
+pub(crate) struct Commands {
+    runtime: Runtime,
+    record: Record,
+    handle: Handle,
+    load: Load,
+    /// How many Services are known to be complete. To ask for all of them each time would take the node's processor.
+    complete: usize,
+}
+
+impl Commands {
+    pub(crate) fn watch(node: &Namespace, load: Load) -> Result<Self> {
+        let runtime = runtime()?;
+        let handle = connect(node, &runtime)?;
+        let record = Record::begin()?;
+        record.forget()?;
+        Ok(Self {
+            handle,
+            record,
+            runtime,
+            load,
+            complete: 0,
+        })
+    }
+
+    /// The time of day of the last command, if all is there.
+    pub(crate) fn completed(&mut self) -> Result<Option<f64>> {
+        while self.complete < self.load.services {
+            let server = key(self.complete);
+            let servers = self.runtime.block_on(self.handle.find_destinations(&server));
+            let servers = servers.map_err(|error| unavailable(&error))?;
+            if servers.is_none_or(|servers| servers.len() < self.load.endpoints) {
+                return Ok(None);
+            }
+            self.complete += 1;
+        }
+        let (now, monotonic) = (SystemTime::now(), monotonic());
+        let last = self.record.last_command()?;
+        Ok(last.map(|last| time_of_day(now - monotonic.saturating_sub(last))))
     }
 }
 

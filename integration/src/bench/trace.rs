@@ -17,7 +17,7 @@ const COMMAND: &str = "ipvs_set";
 const FUNCTION: &str = "ip_vs_genl_set_cmd";
 /// The kernel's own event, and whose: names of threads have up to 15 bytes.
 const WAKING: &str = "sched_waking";
-const PROXIERS: &str = "comm == \"kube-proxy\" || comm ~ \"upstream-kube-*\"";
+const PROXIERS: &str = "comm == \"kube-proxy\" || comm ~ \"upstream-kube-*\" || comm == \"kube-router\"";
 
 /// What happens in all network namespaces, while this value lives.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let tasks = std::env::args().skip(1).map(|task| Task::parse(&task));
     let tasks: Vec<_> = tasks.collect::<Result<_>>()?;
-    measure::warm_up()?;
+    measure::warm_up(&tasks.iter().flat_map(Task::proxiers).collect())?;
     let mut nodes = Nodes::default();
     for task in &tasks {
         let line = match task {

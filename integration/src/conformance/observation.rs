@@ -255,7 +255,7 @@ fn ask_enough(
 /// turn, and all of them within one round; nftables mode draws lots.
 fn rounds(proxier: Proxier) -> usize {
     match proxier {
-        Proxier::Ours | Proxier::UpstreamIpvs => 1,
+        Proxier::Ours | Proxier::UpstreamIpvs | Proxier::KubeRouter => 1,
         Proxier::UpstreamNftables => 10,
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn settle(
                 thread::sleep(POLL);
                 kernel_state(node)? == before && !waits_for_nobody(&ip_vs(node)?)
             }
-            Proxier::UpstreamIpvs | Proxier::UpstreamNftables => {
+            Proxier::UpstreamIpvs | Proxier::UpstreamNftables | Proxier::KubeRouter => {
                 // Mode ipvs has more to do when the sentinel is there; mode nftables makes one transaction.
                 let since = match proxier {
                     Proxier::UpstreamNftables => SystemTime::UNIX_EPOCH,
@@ -71,7 +71,7 @@ pub(super) fn settle(
 /// Whether the kernel has the sentinel as it is now.
 fn has(proxier: Proxier, node: &Namespace, sentinel: &Sentinel) -> Result<bool> {
     Ok(match proxier {
-        Proxier::Ours | Proxier::UpstreamIpvs => sentinel.is_in(&ip_vs(node)?),
+        Proxier::Ours | Proxier::UpstreamIpvs | Proxier::KubeRouter => sentinel.is_in(&ip_vs(node)?),
         Proxier::UpstreamNftables => node.shell(&sentinel.nft_query()).is_ok(),
     })
 }

@@ -33,7 +33,7 @@ fn beside_peers(costs: &FlowCosts) -> Vec<Row> {
         let target = match theirs.proxier {
             Some(Proxier::UpstreamIpvs) => Target::Within(1.0),
             Some(Proxier::UpstreamNftables) => Target::None,
-            Some(Proxier::Ours) | None => continue,
+            Some(Proxier::Ours | Proxier::KubeRouter) | None => continue,
         };
         let mut sizes = size(ours.load);
         if theirs.load != ours.load {

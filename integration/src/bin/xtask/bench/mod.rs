@@ -6,14 +6,14 @@ mod picture;
 mod row;
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use integration::bench::{Course, FirstSync, FlowCosts, Flows, Limit, Line, Load, Memory, Outcome, Task};
 use integration::go::{Go, Program};
 use integration::kernel::Series;
-use integration::proxiers::{Proxier, UPSTREAM};
+use integration::proxiers::{KUBE_ROUTER, Proxier, UPSTREAM};
 use integration::qemu::Accelerator;
 use integration::{ApiServer, Error, Guest, Lab, Result, cargo, uplink};
 
@@ -54,6 +54,13 @@ pub(crate) fn command() -> Command {
         )
         .arg(crate::kernel_argument())
         .arg(
+            Arg::new("kube-router")
+                .long("kube-router")
+                .value_name("PROGRAM")
+                .value_parser(value_parser!(PathBuf))
+                .help("Measure this kube-router, too, linked statically"),
+        )
+        .arg(
             Arg::new("services")
                 .long("services")
                 .value_name("COUNT")
@@ -63,7 +70,8 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
-    let plan = match arguments.get_one("services") {
+    let kube_router: Option<&PathBuf> = arguments.get_one("kube-router");
+    let mut plan = match arguments.get_one("services") {
         Some(services) => Plan {
             limit: [*services, 10, 2],
             tasks: trial(*services),
@@ -77,10 +85,18 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
             tasks: full(),
         },
     };
+    if kube_router.is_some() {
+        plan.add_kube_router();
+    }
     let go = Go::find()?;
     let upstream = go.build(&Lab::open()?, Program::KubeProxy)?;
     let ours = package::native()?;
-    let measured = measure(&plan, &go, &ours, &upstream, arguments.get_one("kernel").copied())?;
+    let proxiers = Programs {
+        ours: &ours,
+        upstream: &upstream,
+        kube_router: kube_router.map(PathBuf::as_path),
+    };
+    let measured = measure(&plan, &go, proxiers, arguments.get_one("kernel").copied())?;
     let mut rows = compare(&measured.outcomes);
     rows.extend(flows::rows(&measured.flows));
     rows.extend(measured.limits.iter().filter_map(held_against));
@@ -119,6 +135,33 @@ struct Plan {
     tasks: Vec<Task>,
 }
 
+impl Plan {
+    /// Has kube-router go the same way as mode ipvs with 200 Services, or with as many as there are.
+    fn add_kube_router(&mut self) {
+        let as_ipvs = |task: &Task| match task {
+            Task::Course(course) => (course.proxier == Proxier::UpstreamIpvs).then_some(*course),
+            Task::Flows(_) => None,
+        };
+        let course = self.tasks.iter().find_map(as_ipvs).map(|course| Course {
+            proxier: Proxier::KubeRouter,
+            idle: 0,
+            ..course
+        });
+        let after = self.tasks.iter().position(|task| as_ipvs(task).is_some());
+        if let Some((course, after)) = course.zip(after) {
+            self.tasks.insert(after + 1, Task::Course(course));
+        }
+    }
+}
+
+/// The proxiers' programs.
+#[derive(Clone, Copy)]
+struct Programs<'a> {
+    ours: &'a Path,
+    upstream: &'a Path,
+    kube_router: Option<&'a Path>,
+}
+
 /// What came of it.
 struct Measured {
     kernel: String,
@@ -131,16 +174,20 @@ struct Measured {
 }
 
 /// Does it, in one boot.
-fn measure(plan: &Plan, go: &Go, ours: &Path, upstream: &Path, series: Option<Series>) -> Result<Measured> {
+fn measure(plan: &Plan, go: &Go, proxiers: Programs<'_>, series: Option<Series>) -> Result<Measured> {
     let limit = cargo::benchmark("proxier", "limit")?;
     let driver = cargo::program("integration", "bench")?;
     let mut server = ApiServer::start(go)?;
-    let guest = Guest::prepare(series)?
+    let programs = Path::new("/usr/local/bin");
+    let mut guest = Guest::prepare(series)?
         .limit(LIMIT)
-        .copy(ours, "/usr/local/bin/kube-proxy")
-        .copy(upstream, Path::new("/usr/local/bin").join(UPSTREAM))
-        .copy(limit, "/usr/local/bin/limit")
-        .copy(driver, "/usr/local/bin/bench");
+        .copy(proxiers.ours, programs.join("kube-proxy"))
+        .copy(proxiers.upstream, programs.join(UPSTREAM))
+        .copy(limit, programs.join("limit"))
+        .copy(driver, programs.join("bench"));
+    if let Some(kube_router) = proxiers.kube_router {
+        guest = guest.copy(kube_router, programs.join(KUBE_ROUTER));
+    }
     let mut measured = Measured {
         kernel: guest.kernel().release().to_owned(),
         accelerator: Accelerator::choose(&Lab::open()?, guest.kernel())?.to_string(),
@@ -156,8 +203,14 @@ fn measure(plan: &Plan, go: &Go, ours: &Path, upstream: &Path, series: Option<Se
     let command: Vec<_> = command.chain(tasks).collect();
     let mut output = Lines::new(|line| {
         match Line::parse(line)? {
-            Line::Outcome(outcome) => measured.outcomes.push(outcome),
-            Line::Flows(costs) => measured.flows.push(costs),
+            Line::Outcome(outcome) => {
+                eprintln!("lab: measured {}, {}", outcome.course.proxier, size(&outcome));
+                measured.outcomes.push(outcome);
+            }
+            Line::Flows(costs) => {
+                eprintln!("lab: measured packets among {} Services", costs.load.services);
+                measured.flows.push(costs);
+            }
             Line::Limit(limit) => measured.limits.push(limit),
         }
         Ok(())
@@ -428,7 +481,7 @@ fn mebibytes(outcome: &Outcome, value: fn(&Memory) -> u64) -> Vec<f64> {
 
 /// Ours and a peer's, on the same objects.
 fn pair(ours: &Outcome, theirs: &Outcome) -> Vec<Row> {
-    use Proxier::{UpstreamIpvs, UpstreamNftables};
+    use Proxier::{KubeRouter, UpstreamIpvs, UpstreamNftables};
     let (peer, load) = (theirs.course.proxier, theirs.course.load);
     let size = size(theirs);
     let name = peer.to_string();
@@ -438,9 +491,10 @@ fn pair(ours: &Outcome, theirs: &Outcome) -> Vec<Row> {
     let target = |peer: Proxier, of_ipvs: Target, of_nftables: Target| match peer {
         UpstreamIpvs => of_ipvs,
         UpstreamNftables => of_nftables,
-        Proxier::Ours => Target::None,
+        KubeRouter | Proxier::Ours => Target::None,
     };
     let (from_caches, from_start, change, memory) = match load.services {
+        200 if peer == KubeRouter => (Target::Times(5.0), Target::None, Target::None, Target::None),
         200 => (
             target(peer, Target::Times(120.0), Target::Times(7.0)),
             target(peer, Target::Times(25.0), Target::Times(5.0)),

@@ -1,5 +1,6 @@
 //! The cost against the size, as a picture.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::row::median;
@@ -25,6 +26,11 @@ const PANELS: [Panel; 2] = [
     ("one endpoint changes", |outcome| outcome.changes.clone()),
 ];
 
+/// Those that were measured.
+fn proxiers(outcomes: &[Outcome]) -> BTreeSet<Proxier> {
+    outcomes.iter().map(|outcome| outcome.course.proxier).collect()
+}
+
 /// Draws the medians of all outcomes.
 pub(crate) fn draw(outcomes: &[Outcome]) -> String {
     let mut svg = String::new();
@@ -44,12 +50,12 @@ pub(crate) fn draw(outcomes: &[Outcome]) -> String {
         let left = MARGIN + index as f64 * (WIDTH + MARGIN);
         line(&mut svg, format!("<g transform=\"translate({left},{MARGIN})\">"));
         axes(&mut svg, panel.0);
-        for proxier in Proxier::ALL {
+        for proxier in proxiers(outcomes) {
             series(&mut svg, proxier, outcomes, panel.1);
         }
         line(&mut svg, "</g>".to_owned());
     }
-    for (index, proxier) in Proxier::ALL.into_iter().enumerate() {
+    for (index, proxier) in proxiers(outcomes).into_iter().enumerate() {
         let (left, top) = (MARGIN + index as f64 * 160.0, height - 12.0);
         let colour = colour(proxier);
         line(
@@ -143,6 +149,7 @@ fn colour(proxier: Proxier) -> &'static str {
         Proxier::Ours => "#1b6ca8",
         Proxier::UpstreamIpvs => "#c0392b",
         Proxier::UpstreamNftables => "#7d6608",
+        Proxier::KubeRouter => "#1e8449",
     }
 }
 
