@@ -21,11 +21,9 @@ use proxier::{
     step::{Key, Operation},
 };
 use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::{
-    flags::Request,
-    relay::{self, Relay},
-};
+use crate::flags::Request;
 
 /// How `plan` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +39,6 @@ pub(crate) enum Format {
 /// Why there is no answer, or that it is a bad one.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error(transparent)]
-    Relay(#[from] relay::Error),
     #[error(transparent)]
     Link(#[from] link::Error),
     #[error(transparent)]
@@ -60,11 +56,11 @@ pub(crate) async fn answer(
     request: &Request,
     format: Format,
     config: Config,
-    mut relay: Relay,
+    mut source: UnboundedReceiver<Change>,
     out: &mut impl Write,
 ) -> Result<(), Error> {
     let mut changes = Vec::new();
-    while let Some(change) = relay.next().await? {
+    while let Some(change) = source.recv().await {
         let synced = change == Change::Synced;
         changes.push(change);
         if synced {

@@ -26,7 +26,6 @@ mod logging;
 mod metrics;
 mod objects;
 mod oom;
-mod relay;
 mod reports;
 mod run;
 mod settings;

@@ -34,10 +34,12 @@ use crate::{
     http::{self, Servers, metrics::About},
     inspect, logging,
     metrics::Metrics,
-    relay::{self, Relay},
     reports,
     settings::{Client, Settings, Source},
-    source::{Sink, api, manifests},
+    source::{
+        api, manifests,
+        sink::{Beginning, NoPodCidrs, Sink},
+    },
     version,
 };
 
@@ -53,7 +55,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     #[error(transparent)]
-    Relay(#[from] relay::Error),
+    NoPodCidrs(#[from] NoPodCidrs),
     #[error(transparent)]
     Kernel(#[from] linux::Error),
     #[error(transparent)]
@@ -91,11 +93,12 @@ struct Outlook {
 
 /// Programs Services until a signal comes. What is programmed stays.
 pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error> {
-    let (sink, changes) = mpsc::unbounded_channel();
     let (to_servers, reports) = mpsc::unbounded_channel();
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (events, to_post) = Events::channel();
     let metrics = Arc::new(Metrics::new()?);
+    let external_ips = settings.feature_gates.external_ips();
+    let (sink, beginning, changes) = Sink::new(metrics.clone(), settings.bind_address, external_ips);
     let followed = match &settings.source {
         Source::Manifests(directory) => Followed::Manifests(directory),
         Source::Api => {
@@ -134,7 +137,7 @@ pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error>
             sink,
         )
         .boxed_local(),
-        program(&settings, &outlook.metrics, observer, changes).boxed_local(),
+        program(&settings, observer, beginning, changes).boxed_local(),
         signalled(terminate).boxed_local(),
         signalled(interrupt).boxed_local(),
     ]
@@ -210,36 +213,22 @@ async fn follow(
 /// Does with the source's changes what the settings say.
 async fn program(
     settings: &Settings,
-    metrics: &Metrics,
     observer: impl FnMut(Report) + Send + 'static,
+    mut beginning: Beginning,
     changes: UnboundedReceiver<Change>,
 ) -> Result<(), Error> {
-    let mut relay =
-        Relay::new(changes, settings.bind_address).with_external_ips(settings.feature_gates.external_ips());
     let mut config = settings.config.clone();
     // Nothing is touched for a source that may prove useless.
-    relay.ready().await?;
+    beginning.ready().await;
     if let LocalDetector::NodeCidrs(cidrs) = &mut config.local_detector {
-        *cidrs = relay.pod_cidrs().await?;
+        *cidrs = beginning.pod_cidrs().await?;
     }
     if settings.request != Request::Run {
         let mut out = io::stdout();
-        return Ok(inspect::answer(&settings.request, settings.output, config, relay, &mut out).await?);
+        return Ok(inspect::answer(&settings.request, settings.output, config, changes, &mut out).await?);
     }
-    let (to_proxier, inbox) = mpsc::unbounded_channel();
-    let source = settings.source.to_string();
-    let relaying = async {
-        while let Some(change) = relay.next().await? {
-            metrics.note_change(&change);
-            // Fails if the proxier has stopped, which says why.
-            _ = to_proxier.send(change);
-        }
-        pending().await
-    };
-    tokio::select! {
-        ended = relaying => ended,
-        ended = proxy(config, &source, inbox, observer) => ended,
-    }
+    drop(beginning);
+    proxy(config, &settings.source.to_string(), changes, observer).await
 }
 
 /// Programs Services until there is nobody to tell of changes any more.

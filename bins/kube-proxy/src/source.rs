@@ -2,8 +2,6 @@
 
 use std::fmt::Display;
 
-use proxier::model::Change;
-use tokio::sync::mpsc::UnboundedSender;
 use tracing::warn;
 
 use crate::objects::Problem;
@@ -11,9 +9,7 @@ use crate::objects::Problem;
 pub(crate) mod api;
 mod documents;
 pub(crate) mod manifests;
-
-/// Where a source sends what it learns.
-pub(crate) type Sink = UnboundedSender<Change>;
+pub(crate) mod sink;
 
 /// Tells what of an object cannot be used; the rest of it is.
 fn report(kind: &str, name: &dyn Display, problems: &[Problem]) {

@@ -23,7 +23,7 @@ use proxier::model::{Change, ObjectName};
 use tokio::{sync::watch, task::yield_now, time};
 use tracing::{debug, info, warn};
 
-use super::{Sink, report};
+use super::{report, sink::Sink};
 use crate::{
     health::Health,
     objects::{EndpointSlice, HEADLESS, Node, Object, SERVICE_PROXY_NAME, Service},
@@ -67,7 +67,7 @@ pub(crate) async fn run(client: Client, node_name: &str, health: &Arc<Health>, s
             warn!("the API server has no Node {node_name:?} (see --hostname-override); going on without");
         }
         info!("caches are synced");
-        _ = sink.send(Change::Synced);
+        sink.send(Change::Synced);
     };
     // Unlike `join!`, this polls only who was woken: most events are of slices.
     let watches: FuturesUnordered<_> = [
@@ -209,7 +209,7 @@ impl<K: Object> Watch<K> {
     fn send(&self, change: Option<Change>) {
         if let Some(change) = change {
             // Whoever watches for the end of the sink stops us.
-            _ = self.sink.send(change);
+            self.sink.send(change);
         }
     }
 }
@@ -267,7 +267,7 @@ mod tests {
     use tokio::{
         io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
         net::{TcpListener, TcpStream},
-        sync::mpsc::{self, UnboundedReceiver},
+        sync::mpsc::UnboundedReceiver,
     };
 
     use super::*;
@@ -302,7 +302,7 @@ mod tests {
         });
         let metrics = Arc::new(Metrics::new().unwrap());
         let client = client::connect(None, Some(&url), metrics).await.unwrap();
-        let (sink, changes) = mpsc::unbounded_channel();
+        let (sink, changes) = Sink::plain();
         tokio::spawn(async move { run(client, "node-1", &health, sink).await });
         changes
     }

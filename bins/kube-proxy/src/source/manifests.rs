@@ -18,9 +18,9 @@ use proxier::model::{Change, ObjectName};
 use tracing::{error, info, warn};
 
 use super::{
-    Sink,
     documents::{self, Document},
     report,
+    sink::Sink,
 };
 use crate::{objects::Object, watch::Watch};
 
@@ -32,7 +32,7 @@ use crate::{objects::Object, watch::Watch};
 /// Fails if the directory cannot be read at the start. If that happens later, what was sent last stays in
 /// force until the directory is back.
 pub(crate) async fn run(directory: PathBuf, node_name: &str, sink: Sink) -> io::Result<()> {
-    let send = |changes: Vec<Change>| changes.into_iter().all(|change| sink.send(change).is_ok());
+    let send = |changes: Vec<Change>| changes.into_iter().all(|change| sink.send(change));
     let mut watch = Watch::new();
     let mut manifests = Manifests::new(directory, node_name);
     watch.set(&manifests.directory);
@@ -291,10 +291,7 @@ mod tests {
         sync::atomic::{AtomicU32, Ordering},
     };
 
-    use tokio::{
-        sync::mpsc::{self, UnboundedReceiver},
-        time,
-    };
+    use tokio::{sync::mpsc::UnboundedReceiver, time};
 
     use super::*;
     use crate::watch::{RESCAN, SETTLE};
@@ -498,7 +495,7 @@ mod tests {
     async fn changes_are_noticed_at_once() {
         let directory = Directory::new();
         directory.write("a.yaml", &service("a", "10.0.0.1"));
-        let (sink, mut changes) = mpsc::unbounded_channel();
+        let (sink, mut changes) = Sink::plain();
         let path = directory.0.clone();
         let source = tokio::spawn(async move { run(path, "node-1", sink).await });
         assert_eq!(next(&mut changes, 2).await, ["default/a at 10.0.0.1", "synced"]);
@@ -530,7 +527,7 @@ mod tests {
         }
         symlink("..1", directory.0.join("..data")).unwrap();
         symlink("..data/a.yaml", directory.0.join("a.yaml")).unwrap();
-        let (sink, mut changes) = mpsc::unbounded_channel();
+        let (sink, mut changes) = Sink::plain();
         let path = directory.0.clone();
         tokio::spawn(async move { run(path, "node-1", sink).await });
         assert_eq!(next(&mut changes, 2).await, ["default/a at 10.0.0.1", "synced"]);
@@ -544,7 +541,7 @@ mod tests {
     async fn a_directory_that_is_not_there_is_an_error_at_the_start_only() {
         let directory = Directory::new();
         let missing = directory.0.join("missing");
-        let (sink, mut changes) = mpsc::unbounded_channel();
+        let (sink, mut changes) = Sink::plain();
         let error = run(missing.clone(), "node-1", sink.clone()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
 
