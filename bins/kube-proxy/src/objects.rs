@@ -17,10 +17,7 @@ use kube::{
     core::{ClusterResourceScope, NamespaceResourceScope},
 };
 use proxier::model::{self, Change, Conditions, Hints, ObjectName, Protocol, SourceRanges, TrafficPolicy};
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, IgnoredAny},
-};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
 use crate::{
     address::{parse_cidr, parse_ip},
@@ -170,7 +167,7 @@ struct LoadBalancerIngress {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EndpointSlice {
-    #[serde(default, deserialize_with = "metadata_without_times")]
+    #[serde(default, deserialize_with = "metadata")]
     pub(crate) metadata: ObjectMeta,
     address_type: Option<String>,
     ports: Option<Vec<EndpointPort>>,
@@ -247,46 +244,31 @@ struct NodeAddress {
     address: String,
 }
 
-/// The few fields of `metadata` that are of use; whether its times are is for the kind of object to say.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Metadata<T: Default> {
-    name: Option<String>,
-    namespace: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
-    #[serde(default)]
-    annotations: Annotations,
-    resource_version: Option<String>,
-    #[serde(default)]
-    creation_timestamp: T,
-    #[serde(default)]
-    deletion_timestamp: T,
-}
-
-impl<T: Default> Metadata<T> {
-    fn into_meta(self, time: fn(T) -> Option<Time>) -> ObjectMeta {
-        ObjectMeta {
-            name: self.name,
-            namespace: self.namespace,
-            labels: self.labels,
-            annotations: self.annotations.into_option(),
-            resource_version: self.resource_version,
-            creation_timestamp: time(self.creation_timestamp),
-            deletion_timestamp: time(self.deletion_timestamp),
-            ..ObjectMeta::default()
-        }
-    }
-}
-
+/// Decodes the few fields of `metadata` that are of use.
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    let metadata: Option<Metadata<Option<Time>>> = Option::deserialize(deserializer)?;
-    Ok(metadata.unwrap_or_default().into_meta(|time| time))
-}
-
-/// Of slices there are many, and nobody asks when they were made.
-fn metadata_without_times<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    let metadata: Option<Metadata<IgnoredAny>> = Option::deserialize(deserializer)?;
-    Ok(metadata.unwrap_or_default().into_meta(|_| None))
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        name: Option<String>,
+        namespace: Option<String>,
+        labels: Option<BTreeMap<String, String>>,
+        #[serde(default)]
+        annotations: Annotations,
+        resource_version: Option<String>,
+        creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
+    }
+    let metadata: Metadata = Option::deserialize(deserializer)?.unwrap_or_default();
+    Ok(ObjectMeta {
+        name: metadata.name,
+        namespace: metadata.namespace,
+        labels: metadata.labels,
+        annotations: metadata.annotations.into_option(),
+        resource_version: metadata.resource_version,
+        creation_timestamp: metadata.creation_timestamp,
+        deletion_timestamp: metadata.deletion_timestamp,
+        ..ObjectMeta::default()
+    })
 }
 
 macro_rules! resource {
