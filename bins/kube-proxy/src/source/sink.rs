@@ -37,6 +37,7 @@ pub(crate) struct Sink {
 #[derive(Default)]
 struct Heard {
     anything: bool,
+    /// The first that the Node had.
     pod_cidrs: Vec<IpNet>,
 }
 
@@ -85,7 +86,9 @@ impl Sink {
         if !self.heard.is_closed() {
             self.heard.send_modify(|heard| {
                 heard.anything = true;
-                if let Change::Node(node) = &change {
+                if let Change::Node(node) = &change
+                    && heard.pod_cidrs.is_empty()
+                {
                     heard.pod_cidrs.clone_from(&node.pod_cidrs);
                 }
             });
@@ -184,7 +187,8 @@ mod tests {
     #[tokio::test]
     async fn pod_cidrs_are_waited_for_and_nothing_is_lost() {
         let (sink, mut beginning, mut changes) = sink(None, true);
-        let sent = [node(&[], &[]), Change::Synced, node(&[], &["10.244.1.0/24"])];
+        let with_cidrs = node(&[], &["10.244.1.0/24"]);
+        let sent = [node(&[], &[]), Change::Synced, with_cidrs, node(&[], &[])];
         for change in &sent {
             sink.send(change.clone());
         }
