@@ -161,8 +161,9 @@ pub(super) fn start(
     };
     let caches = caches_synced(&running.log()?)?;
     let complete = match proxier {
-        Proxier::Ours | Proxier::UpstreamIpvs | Proxier::KubeRouter => probe::complete(node, load)?,
-        Proxier::UpstreamNftables => load.services,
+        Proxier::Ours | Proxier::UpstreamIpvs => probe::complete(node, load)?,
+        // kube-router is done when they are.
+        Proxier::UpstreamNftables | Proxier::KubeRouter => load.services,
     };
     if complete != load.services {
         return Err(Error::Unavailable(format!(

@@ -141,10 +141,8 @@ impl Commands {
     /// The time of day of the last command, if all is there.
     pub(crate) fn completed(&mut self) -> Result<Option<f64>> {
         while self.complete < self.load.services {
-            let server = key(self.complete);
-            let servers = self.runtime.block_on(self.handle.find_destinations(&server));
-            let servers = servers.map_err(|error| unavailable(&error))?;
-            if servers.is_none_or(|servers| servers.len() < self.load.endpoints) {
+            let complete = is_complete(&mut self.handle, self.load, self.complete);
+            if !self.runtime.block_on(complete)? {
                 return Ok(None);
             }
             self.complete += 1;
@@ -159,15 +157,20 @@ impl Commands {
 pub(crate) fn complete(node: &Namespace, load: Load) -> Result<usize> {
     let runtime = runtime()?;
     let mut handle = connect(node, &runtime)?;
-    let complete = runtime.block_on(async {
+    runtime.block_on(async {
         let mut complete = 0;
         for service in 0..load.services {
-            let servers = handle.find_destinations(&key(service)).await?;
-            complete += usize::from(servers.is_some_and(|servers| servers.len() == load.endpoints));
+            complete += usize::from(is_complete(&mut handle, load, service).await?);
         }
-        Ok::<_, ipvs::Error>(complete)
-    });
-    complete.map_err(|error| unavailable(&error))
+        Ok(complete)
+    })
+}
+
+/// Whether the Service with this number has all its real servers.
+async fn is_complete(handle: &mut Handle, load: Load, service: usize) -> Result<bool> {
+    let servers = handle.find_destinations(&key(service)).await;
+    let servers = servers.map_err(|error| unavailable(&error))?;
+    Ok(servers.is_some_and(|servers| servers.len() == load.endpoints))
 }
 
 /// What netlink sockets are used in.

@@ -138,18 +138,21 @@ struct Plan {
 impl Plan {
     /// Has kube-router go the same way as mode ipvs with 200 Services, or with as many as there are.
     fn add_kube_router(&mut self) {
-        let as_ipvs = |task: &Task| match task {
-            Task::Course(course) => (course.proxier == Proxier::UpstreamIpvs).then_some(*course),
-            Task::Flows(_) => None,
-        };
-        let course = self.tasks.iter().find_map(as_ipvs).map(|course| Course {
-            proxier: Proxier::KubeRouter,
-            idle: 0,
-            ..course
-        });
-        let after = self.tasks.iter().position(|task| as_ipvs(task).is_some());
-        if let Some((course, after)) = course.zip(after) {
-            self.tasks.insert(after + 1, Task::Course(course));
+        let of_ipvs = self
+            .tasks
+            .iter()
+            .enumerate()
+            .find_map(|(place, task)| match task {
+                Task::Course(course) if course.proxier == Proxier::UpstreamIpvs => Some((place, *course)),
+                Task::Course(_) | Task::Flows(_) => None,
+            });
+        if let Some((place, course)) = of_ipvs {
+            let course = Course {
+                proxier: Proxier::KubeRouter,
+                idle: 0,
+                ..course
+            };
+            self.tasks.insert(place + 1, Task::Course(course));
         }
     }
 }
