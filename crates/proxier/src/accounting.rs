@@ -123,7 +123,7 @@ mod tests {
         config::Config,
         model::{Service, TrafficPolicy},
         plan::{NodeFacts, Plan, plan},
-        testing::{endpoint, ip, local_endpoint, service, slice},
+        testing::{endpoint, ip, kept, local_endpoint, service, slice},
     };
 
     fn claim(wanted: &mut Wanted, service: &Service) {
@@ -132,7 +132,7 @@ mod tests {
         let node = NodeFacts::new(&config, families, [ip("192.168.0.2")], None);
         let endpoints = [local_endpoint("10.244.0.2"), endpoint("10.244.1.2")];
         let slices = [slice("s", &service.name.name, &endpoints)];
-        let plan = plan(service, &slices, &node, &config);
+        let plan = plan(service, &kept(&slices), &node, &config);
         wanted.replace(&service.name, service.created, plan);
     }
 

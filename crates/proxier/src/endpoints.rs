@@ -10,8 +10,9 @@ use std::{
 use ipvs::Family;
 
 use crate::{
-    model::{Conditions, Endpoint, EndpointSlice, Hints, ServicePort},
+    model::{Conditions, Hints, ServicePort},
     sorted::{Map, Set},
+    store::{Endpoint, Slice},
 };
 
 /// All endpoints of one Service port in one address family, merged over the Service's slices.
@@ -83,14 +84,13 @@ impl<'a> Endpoints<'a> {
     /// has its address already: one that is ready wins over one that is terminating (A13), and among equals
     /// the slice that comes first (Q38).
     pub(crate) fn merge(
-        slices: impl IntoIterator<Item = &'a EndpointSlice>,
+        slices: impl IntoIterator<Item = &'a Slice>,
         port: &ServicePort,
         family: Family,
-        node: &str,
     ) -> Self {
         let (mut candidates, mut without_port) = (Vec::new(), Vec::new());
         for slice in slices {
-            let of_family = || slice.endpoints.iter().filter(|e| Family::of(e.address) == family);
+            let of_family = || slice.endpoints().filter(|(e, _)| Family::of(e.address) == family);
             let mut numbers = slice
                 .ports
                 .iter()
@@ -98,13 +98,13 @@ impl<'a> Endpoints<'a> {
                 .map(|p| p.port)
                 .peekable();
             if numbers.peek().is_none() {
-                without_port.extend(of_family().map(|endpoint| endpoint.address));
+                without_port.extend(of_family().map(|(endpoint, _)| endpoint.address));
             }
             for number in numbers {
-                candidates.reserve(slice.endpoints.len());
-                for endpoint in of_family() {
+                candidates.reserve(slice.endpoints().len());
+                for (endpoint, hints) in of_family() {
                     let address = SocketAddr::new(endpoint.address, number.get());
-                    candidates.push((address, Candidate::new(endpoint, node)));
+                    candidates.push((address, Candidate::new(endpoint, hints)));
                 }
             }
         }
@@ -228,11 +228,11 @@ impl<'a> Endpoints<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    fn new(endpoint: &'a Endpoint, node: &str) -> Self {
+    fn new(endpoint: &Endpoint, hints: Option<&'a Hints>) -> Self {
         Self {
             conditions: endpoint.conditions,
-            local: endpoint.node.as_deref() == Some(node),
-            hints: endpoint.hints.as_deref(),
+            local: endpoint.here,
+            hints,
         }
     }
 
@@ -276,19 +276,19 @@ impl Topology {
 mod tests {
     use super::*;
     use crate::{
-        model::Protocol,
-        testing::{endpoint, endpoint_port, local_endpoint, port, slice},
+        model::{Endpoint, EndpointSlice, Protocol},
+        testing::{endpoint, endpoint_port, kept, local_endpoint, port, slice},
     };
 
     const HERE: &str = "here";
 
-    fn merged(slices: &[EndpointSlice]) -> Endpoints<'_> {
-        Endpoints::merge(slices, &port("", Protocol::Tcp, 80), Family::Inet, HERE)
+    fn merged(slices: &[Slice]) -> Endpoints<'_> {
+        Endpoints::merge(slices, &port("", Protocol::Tcp, 80), Family::Inet)
     }
 
     fn of_cluster(slices: &[EndpointSlice], zone: Option<&str>) -> Vec<String> {
         let (node, zone) = (Arc::from(HERE), zone.map(Arc::from));
-        texts(merged(slices).of_cluster(Place {
+        texts(merged(&kept(slices)).of_cluster(Place {
             node: &node,
             zone: zone.as_ref(),
         }))
@@ -305,7 +305,7 @@ mod tests {
         many.ports.push(endpoint_port("metrics", Protocol::Tcp, 9090));
         let slices = [many, slice("s2", "a", &[endpoint("10.244.0.2")])];
         assert_eq!(
-            texts(merged(&slices).by_address.keys().copied()),
+            texts(merged(&kept(&slices)).by_address.keys().copied()),
             ["10.244.0.1:8080", "10.244.0.2:8080"]
         );
     }
@@ -354,9 +354,12 @@ mod tests {
                 local_endpoint("10.244.0.2").terminating(true),
             ],
         )];
-        assert_eq!(texts(merged(&slices).of_node().unwrap()), ["10.244.0.1:8080"]);
         assert_eq!(
-            texts(merged(&slices).local()),
+            texts(merged(&kept(&slices)).of_node().unwrap()),
+            ["10.244.0.1:8080"]
+        );
+        assert_eq!(
+            texts(merged(&kept(&slices)).local()),
             ["10.244.0.1:8080", "10.244.0.2:8080"]
         );
         let leaving = [slice(
@@ -367,7 +370,10 @@ mod tests {
                 local_endpoint("10.244.0.2").terminating(true),
             ],
         )];
-        assert_eq!(texts(merged(&leaving).of_node().unwrap()), ["10.244.0.2:8080"]);
+        assert_eq!(
+            texts(merged(&kept(&leaving)).of_node().unwrap()),
+            ["10.244.0.2:8080"]
+        );
     }
 
     fn hinted(address: &str, zone: &str, node: Option<&str>) -> Endpoint {
@@ -440,6 +446,7 @@ mod tests {
         // All of them, then fewer and fewer of the ready ones.
         for skipped in 0..endpoints.len() {
             let slices = [slice("s", "a", &endpoints[skipped..])];
+            let slices = kept(&slices);
             let merged = merged(&slices);
             let serving = |verdicts: BTreeMap<SocketAddr, Verdict>| {
                 let serving = verdicts.into_iter().filter(|(_, verdict)| verdict.serves());
@@ -457,7 +464,7 @@ mod tests {
             );
         }
         let slices = [slice("s", "a", &endpoints)];
-        let verdicts = merged(&slices).verdicts_of_cluster(place);
+        let verdicts = merged(&kept(&slices)).verdicts_of_cluster(place);
         assert_eq!(
             verdicts.into_values().collect::<Vec<_>>(),
             [

@@ -12,9 +12,10 @@ pub use crate::endpoints::Verdict;
 use crate::{
     config::Config,
     endpoints::{Endpoints, Place},
-    model::{EndpointSlice, ObjectName, Service, ServicePort, TrafficPolicy},
+    model::{ObjectName, Service, ServicePort, TrafficPolicy},
     plan::{Frontend, NodeFacts, Plan, RealServers, plan},
     report::Problem,
+    store::Slice,
 };
 
 /// What one Service wants on this node, and what became of each of its endpoints.
@@ -46,7 +47,7 @@ pub struct Port {
 /// Explains one Service; the arguments are those of [`plan`].
 pub fn explain<'a>(
     service: &Service,
-    slices: impl IntoIterator<Item = &'a EndpointSlice> + Clone,
+    slices: impl IntoIterator<Item = &'a Slice> + Clone,
     node: &NodeFacts,
     config: &Config,
 ) -> Explanation {
@@ -57,7 +58,7 @@ pub fn explain<'a>(
     let families = service.cluster_ips.iter().map(|address| Family::of(*address));
     let families = families.filter(|family| node.families.contains(family));
     let explain_port = |family, port: &ServicePort| {
-        let endpoints = Endpoints::merge(slices.clone(), port, family, &config.node_name);
+        let endpoints = Endpoints::merge(slices.clone(), port, family);
         let verdicts = |policy| match policy {
             TrafficPolicy::Cluster => endpoints.verdicts_of_cluster(place),
             TrafficPolicy::Local => endpoints.verdicts_of_node(),

@@ -27,9 +27,10 @@ use crate::{
     config::{Config, NodePortAddresses},
     endpoints::{Endpoints, Place},
     kernel::netfilter::{self, External, Treatment},
-    model::{EndpointSlice, Node, Service, ServicePort, SourceRanges, TrafficPolicy},
+    model::{Node, Service, ServicePort, SourceRanges, TrafficPolicy},
     report::{HealthCheck, Problem, Refusal, ServiceStatus, Traffic},
     sorted::{Map, Set},
+    store::Slice,
 };
 
 /// The kernel objects that one Service wants.
@@ -168,7 +169,7 @@ impl NodeFacts {
 /// An address family that the kernel lacks, or for which the Service has no ClusterIP, gets nothing.
 pub fn plan<'a>(
     service: &Service,
-    slices: impl IntoIterator<Item = &'a EndpointSlice> + Clone,
+    slices: impl IntoIterator<Item = &'a Slice> + Clone,
     node: &NodeFacts,
     config: &Config,
 ) -> Plan {
@@ -226,7 +227,7 @@ pub fn plan<'a>(
 
         let mut ready_here = BTreeSet::new();
         for port in &service.ports {
-            let endpoints = Endpoints::merge(slices.clone(), port, family, &config.node_name);
+            let endpoints = Endpoints::merge(slices.clone(), port, family);
             plan.hairpins.extend(endpoints.local().map(|a| a.ip()));
             ready_here.extend(endpoints.ready_here().map(|a| a.ip()));
             let mut add =
@@ -458,8 +459,8 @@ fn virtual_server(key: ServiceKey, service: &Service, config: &Config) -> ipvs::
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Nodes, Overrides};
-    use crate::testing::{endpoint, endpoint_port, ip, local_endpoint, port, service, slice};
+    use crate::model::{EndpointSlice, Nodes, Overrides};
+    use crate::testing::{endpoint, endpoint_port, ip, kept, local_endpoint, port, service, slice};
 
     const NODE: [&str; 2] = ["192.168.0.2", "fd01::2"];
 
@@ -469,6 +470,10 @@ mod tests {
 
     fn facts(config: &Config) -> NodeFacts {
         NodeFacts::new(config, vec![Family::Inet, Family::Inet6], NODE.map(ip), None)
+    }
+
+    fn plan(service: &Service, slices: &[EndpointSlice], node: &NodeFacts, config: &Config) -> Plan {
+        super::plan(service, &kept(slices), node, config)
     }
 
     /// A line for each virtual server: its address, its real servers, and how its flows are treated.

@@ -75,8 +75,8 @@ impl Planner {
         let node = NodeFacts::new(&config, families, own_addresses, None);
         let masquerade_bit = config.masquerade_bit;
         Self {
+            store: Store::new(config.node_name.clone()),
             config,
-            store: Store::default(),
             node,
             wanted: Wanted::new(masquerade_bit),
             queue: Queue::default(),

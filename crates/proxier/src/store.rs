@@ -1,28 +1,94 @@
 //! The current Services and EndpointSlices, and which Service a change concerns.
+//!
+//! There are ten thousands of them, so they are kept small: the store shares names, and of a slice it keeps what plans
+//! depend on.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use foldhash::{HashMap, HashSet};
 
 use crate::{
-    model::{Change, EndpointSlice, Node, ObjectName, Service},
+    model::{Change, Conditions, EndpointPort, EndpointSlice, Hints, Node, ObjectName, Service},
     sorted::Map,
 };
 
 /// The objects that the source has sent, by name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Store {
-    services: HashMap<ObjectName, Service>,
-    /// By owning Service: its slices by their own name, so that a merge visits them in one order.
-    slices: HashMap<ObjectName, Map<Arc<str>, EndpointSlice>>,
-    /// By slice: the Service that it was last seen to belong to. The label may change.
-    owners: HashMap<ObjectName, ObjectName>,
-    /// A cluster has few node names and an endpoint names one each: all share these.
-    node_names: HashSet<Arc<str>>,
-    /// How many names there may be before unused ones are looked for.
-    node_names_limit: usize,
+    /// Our node's name: of an endpoint's node it is kept whether it is ours.
+    node_name: Arc<str>,
+    services: HashMap<ObjectName, Entry>,
+    /// By slice: the Service in its namespace that it was last seen to belong to. The label may change.
+    owners: HashMap<ObjectName, Arc<str>>,
+    names: Names,
     node: Option<Node>,
     synced: bool,
+}
+
+/// What there is of a name: a Service, its slices, or both.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Box<Service>>,
+    /// By their own name, so that a merge visits them in one order.
+    slices: Map<Arc<str>, Slice>,
+}
+
+/// An [`EndpointSlice`], as far as plans depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// [`EndpointSlice::ports`]
+    pub ports: Box<[EndpointPort]>,
+    endpoints: Box<[Endpoint]>,
+    /// Of each endpoint; empty where none has any.
+    hints: Box<[Option<Box<Hints>>]>,
+}
+
+/// One of a slice's endpoints, without its hints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// [`model::Endpoint::address`](crate::model::Endpoint::address)
+    pub address: IpAddr,
+    /// [`model::Endpoint::conditions`](crate::model::Endpoint::conditions)
+    pub conditions: Conditions,
+    /// Whether its node is ours.
+    pub here: bool,
+}
+
+impl Slice {
+    /// What the node of this name keeps of the slice.
+    pub fn new(slice: EndpointSlice, node_name: &str) -> Self {
+        let endpoint = |endpoint: &crate::model::Endpoint| Endpoint {
+            address: endpoint.address,
+            conditions: endpoint.conditions,
+            here: endpoint.node.as_deref() == Some(node_name),
+        };
+        let has_hints = slice.endpoints.iter().any(|endpoint| endpoint.hints.is_some());
+        Self {
+            ports: slice.ports.into(),
+            endpoints: slice.endpoints.iter().map(endpoint).collect(),
+            hints: match has_hints {
+                true => slice
+                    .endpoints
+                    .into_iter()
+                    .map(|endpoint| endpoint.hints)
+                    .collect(),
+                false => Box::default(),
+            },
+        }
+    }
+
+    /// The endpoints with their hints.
+    pub fn endpoints(&self) -> impl ExactSizeIterator<Item = (&Endpoint, Option<&Hints>)> {
+        let hints = |index| self.hints.get(index).and_then(Option::as_deref);
+        self.endpoints
+            .iter()
+            .enumerate()
+            .map(move |(index, endpoint)| (endpoint, hints(index)))
+    }
 }
 
 /// What has to be planned anew after a change.
@@ -38,14 +104,23 @@ pub enum Affected {
 }
 
 impl Store {
+    /// Nothing, on the node of this name.
+    pub fn new(node_name: Arc<str>) -> Self {
+        Self {
+            node_name,
+            services: HashMap::default(),
+            owners: HashMap::default(),
+            names: Names::default(),
+            node: None,
+            synced: false,
+        }
+    }
+
     /// Takes a change in, and says what it affects.
     pub fn apply(&mut self, change: Change) -> Affected {
         match change {
             Change::Service(service) => self.put_service(service),
-            Change::ServiceGone(name) => match self.services.remove(&name) {
-                Some(_) => Affected::Services(vec![name]),
-                None => Affected::Nothing,
-            },
+            Change::ServiceGone(name) => self.remove_service(name),
             Change::EndpointSlice(slice) => self.put_slice(slice),
             Change::EndpointSliceGone(name) => self.remove_slice(&name),
             Change::Node(node) => {
@@ -74,23 +149,25 @@ impl Store {
 
     /// The Service of that name.
     pub fn service(&self, name: &ObjectName) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name)?.service.as_deref()
     }
 
     /// The names of all Services.
     pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
-        self.services.keys()
+        let services = self.services.iter().filter(|(_, entry)| entry.service.is_some());
+        services.map(|(name, _)| name)
     }
 
     /// The slices of a Service, in the order of their names.
-    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> + Clone {
-        self.slices.get(service).into_iter().flat_map(Map::values)
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> + Clone {
+        let entry = self.services.get(service).into_iter();
+        entry.flat_map(|entry| entry.slices.values())
     }
 
     /// Where API servers listen: the endpoints of `default/kubernetes`.
     pub fn api_servers(&self) -> BTreeSet<SocketAddr> {
         let service = ObjectName::kubernetes_api();
-        let listens = |slice: &EndpointSlice| {
+        let listens = |slice: &Slice| {
             let ports = slice.ports.iter().map(|port| port.port.get());
             let pairs = ports.flat_map(|port| slice.endpoints.iter().map(move |e| (e.address, port)));
             pairs.map(SocketAddr::from).collect::<Vec<_>>()
@@ -98,29 +175,53 @@ impl Store {
         self.slices(&service).flat_map(listens).collect()
     }
 
-    fn put_service(&mut self, service: Service) -> Affected {
-        let name = service.name.clone();
-        if self.services.get(&name) == Some(&service) {
+    fn put_service(&mut self, mut service: Service) -> Affected {
+        let name = self.shared(service.name);
+        service.name = name.clone();
+        service.cluster_ips.shrink_to_fit();
+        service.ports.shrink_to_fit();
+        for port in &mut service.ports {
+            self.names.share(&mut port.name);
+        }
+        let known = &mut self.services.entry(name.clone()).or_default().service;
+        if known.as_deref() == Some(&service) {
             return Affected::Nothing;
         }
-        self.services.insert(name.clone(), service);
+        *known = Some(Box::new(service));
         Affected::Services(vec![name])
     }
 
-    fn put_slice(&mut self, mut slice: EndpointSlice) -> Affected {
-        self.share_node_names(&mut slice);
-        slice.endpoints.shrink_to_fit();
-        let owner = slice.service_name();
-        let mut affected = match self.owners.get(&slice.name) {
-            Some(previous) if *previous != owner => self.remove_slice(&slice.name.clone()).into_services(),
+    fn remove_service(&mut self, name: ObjectName) -> Affected {
+        let Some(entry) = self.services.get_mut(&name) else {
+            return Affected::Nothing;
+        };
+        let was_there = entry.service.take().is_some();
+        if entry.slices.is_empty() {
+            self.services.remove(&name);
+        }
+        Affected::of_services(was_there.then_some(name).into_iter().collect())
+    }
+
+    fn put_slice(&mut self, slice: EndpointSlice) -> Affected {
+        let owner = self.shared(slice.service_name());
+        let name = ObjectName {
+            namespace: owner.namespace.clone(),
+            name: slice.name.name.clone(),
+        };
+        let mut affected = match self.owners.get(&name) {
+            Some(previous) if *previous != owner.name => self.remove_slice(&name).into_services(),
             _ => Vec::new(),
         };
-        self.owners.insert(slice.name.clone(), owner.clone());
-        let of_service = self.slices.entry(owner.clone()).or_default();
-        if of_service.get(&slice.name.name) != Some(&slice) {
-            of_service.insert(slice.name.name.clone(), slice);
-            affected.extend(self.services.contains_key(&owner).then_some(owner));
+        let mut slice = Slice::new(slice, &self.node_name);
+        for port in &mut slice.ports {
+            self.names.share(&mut port.name);
         }
+        let entry = self.services.entry(owner.clone()).or_default();
+        if entry.slices.get(&name.name) != Some(&slice) {
+            entry.slices.insert(name.name.clone(), slice);
+            affected.extend(entry.service.is_some().then(|| owner.clone()));
+        }
+        self.owners.insert(name, owner.name);
         Affected::of_services(affected)
     }
 
@@ -128,39 +229,53 @@ impl Store {
         let Some(owner) = self.owners.remove(name) else {
             return Affected::Nothing;
         };
-        if let Some(of_service) = self.slices.get_mut(&owner) {
-            of_service.remove(&name.name);
-            if of_service.is_empty() {
-                self.slices.remove(&owner);
-            }
+        let owner = ObjectName {
+            namespace: name.namespace.clone(),
+            name: owner,
+        };
+        let Some(entry) = self.services.get_mut(&owner) else {
+            return Affected::Nothing;
+        };
+        entry.slices.remove(&name.name);
+        let has_service = entry.service.is_some();
+        if !has_service && entry.slices.is_empty() {
+            self.services.remove(&owner);
         }
-        Affected::of_services(
-            self.services
-                .contains_key(&owner)
-                .then_some(owner)
-                .into_iter()
-                .collect(),
-        )
+        Affected::of_services(has_service.then_some(owner).into_iter().collect())
     }
 
-    fn share_node_names(&mut self, slice: &mut EndpointSlice) {
-        // Nodes come and go: names that nobody shares any more leave now and then (B5).
-        if self.node_names.len() >= self.node_names_limit {
-            self.node_names.retain(|name| Arc::strong_count(name) > 1);
-            self.node_names_limit = 2 * self.node_names.len() + 64;
-        }
-        for name in slice
-            .endpoints
-            .iter_mut()
-            .filter_map(|endpoint| endpoint.node.as_mut())
-        {
-            match self.node_names.get(name) {
-                Some(shared) => *name = shared.clone(),
-                None => {
-                    self.node_names.insert(name.clone());
-                }
+    /// A Service's name in the memory that it has here.
+    fn shared(&mut self, mut name: ObjectName) -> ObjectName {
+        match self.services.get_key_value(&name) {
+            Some((known, _)) => known.clone(),
+            None => {
+                self.names.share(&mut name.namespace);
+                name
             }
         }
+    }
+}
+
+/// Names of which a cluster has few, and which many objects bear: namespaces, and ports.
+#[derive(Debug, Default)]
+struct Names {
+    known: HashSet<Arc<str>>,
+    /// How many there may be before unused ones are looked for.
+    limit: usize,
+}
+
+impl Names {
+    fn share(&mut self, name: &mut Arc<str>) {
+        if let Some(known) = self.known.get(name) {
+            *name = known.clone();
+            return;
+        }
+        // Names that nobody bears any more leave now and then (B5).
+        if self.known.len() >= self.limit {
+            self.known.retain(|name| Arc::strong_count(name) > 1);
+            self.limit = 2 * self.known.len() + 64;
+        }
+        self.known.insert(name.clone());
     }
 }
 
@@ -192,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_change_concerns_its_service_only() {
-        let mut store = Store::default();
+        let mut store = Store::new("here".into());
         assert_eq!(
             store.apply(Change::Service(service("a", "10.96.0.1"))),
             services(["a"])
@@ -209,7 +324,7 @@ mod tests {
 
     #[test]
     fn what_is_known_already_affects_nothing() {
-        let mut store = Store::default();
+        let mut store = Store::new("here".into());
         for change in [
             Change::Service(service("a", "10.96.0.1")),
             Change::EndpointSlice(slice("a-1", "a", &[endpoint("10.244.0.2")])),
@@ -222,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_slice_that_comes_before_its_service_is_kept() {
-        let mut store = Store::default();
+        let mut store = Store::new("here".into());
         let early = slice("a-1", "a", &[endpoint("10.244.0.2")]);
         assert_eq!(store.apply(Change::EndpointSlice(early)), Affected::Nothing);
         store.apply(Change::Service(service("a", "10.96.0.1")));
@@ -231,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_slice_that_changes_its_owner_affects_both() {
-        let mut store = Store::default();
+        let mut store = Store::new("here".into());
         store.apply(Change::Service(service("a", "10.96.0.1")));
         store.apply(Change::Service(service("b", "10.96.0.2")));
         store.apply(Change::EndpointSlice(slice("s", "a", &[endpoint("10.244.0.2")])));
@@ -243,7 +358,7 @@ mod tests {
 
     #[test]
     fn b5_what_is_deleted_leaves_nothing() {
-        let mut store = Store::default();
+        let mut store = Store::new("here".into());
         store.apply(Change::Service(service("a", "10.96.0.1")));
         store.apply(Change::EndpointSlice(slice(
             "a-1",
@@ -252,7 +367,7 @@ mod tests {
         )));
         store.apply(Change::EndpointSliceGone(name("a-1")));
         store.apply(Change::ServiceGone(name("a")));
-        assert!(store.services.is_empty() && store.slices.is_empty() && store.owners.is_empty());
+        assert!(store.services.is_empty() && store.owners.is_empty());
         assert_eq!(store.apply(Change::ServiceGone(name("a"))), Affected::Nothing);
     }
 }

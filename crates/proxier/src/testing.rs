@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::model::*;
+use crate::{model::*, store::Slice};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -48,6 +48,12 @@ pub(crate) fn slice(of: &str, service: &str, endpoints: &[Endpoint]) -> Endpoint
         endpoints: endpoints.to_vec(),
         last_change_trigger: None,
     }
+}
+
+/// What the node `here` keeps of slices.
+pub(crate) fn kept(slices: &[EndpointSlice]) -> Vec<Slice> {
+    let slices = slices.iter().cloned();
+    slices.map(|slice| Slice::new(slice, "here")).collect()
 }
 
 pub(crate) fn endpoint_port(name: &str, protocol: Protocol, port: u16) -> EndpointPort {
