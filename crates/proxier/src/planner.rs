@@ -1,7 +1,7 @@
 //! From changes to what is wanted, without a kernel.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque, hash_map::Entry},
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -43,8 +43,6 @@ pub struct Planner {
     node: NodeFacts,
     wanted: Wanted,
     queue: Queue,
-    /// Of the Services that wait in the queue: what made their endpoints change, and when.
-    triggers: foldhash::HashMap<ObjectName, Vec<(Family, SystemTime)>>,
     /// What was told last of each Service, if that was anything.
     statuses: foldhash::HashMap<ObjectName, ServiceStatus>,
 }
@@ -80,7 +78,6 @@ impl Planner {
             node,
             wanted: Wanted::new(masquerade_bit),
             queue: Queue::default(),
-            triggers: foldhash::HashMap::default(),
             statuses: foldhash::HashMap::default(),
         }
     }
@@ -142,10 +139,7 @@ impl Planner {
                     self.set_own_addresses(self.node.own_addresses.clone());
                 }
                 for service in services {
-                    if let Some(trigger) = trigger {
-                        self.triggers.entry(service.clone()).or_default().push(trigger);
-                    }
-                    self.queue.push(service);
+                    self.queue.push(service, trigger);
                 }
             }
             Affected::Node => self.set_own_addresses(self.node.own_addresses.clone()),
@@ -177,7 +171,7 @@ impl Planner {
             self.store
                 .service_names()
                 .cloned()
-                .for_each(|service| self.queue.push(service));
+                .for_each(|service| self.queue.push(service, None));
         }
     }
 
@@ -193,14 +187,12 @@ impl Planner {
             services: services.len(),
             ..Planned::default()
         };
-        for service in services {
+        for (service, triggers) in services {
             let changed = self.plan(&service);
             let told = self.look_at(&service, &changed);
             planned.statuses.extend(told);
             planned.keys.extend(changed);
-            planned
-                .triggers
-                .extend(self.triggers.remove(&service).into_iter().flatten());
+            planned.triggers.extend(triggers);
         }
         planned
     }
@@ -227,9 +219,10 @@ impl Planner {
         keys.sort_unstable();
         keys.dedup();
         let first: Vec<_> = self.wanted.keys_of(&ObjectName::kubernetes_api()).collect();
-        let (first, others): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| first.contains(key));
-        self.diff(first.into_iter().chain(others), applied, drained)
-            .in_order()
+        let is_first = |key: &&Key| first.contains(key);
+        let others = keys.iter().filter(|key| !is_first(key));
+        let keys = keys.iter().filter(is_first).chain(others).copied();
+        self.diff(keys, applied, drained).in_order()
     }
 
     /// Whether the kernel holds what is wanted of this object.
@@ -311,29 +304,47 @@ impl Planner {
     }
 }
 
+/// What made a Service's endpoints change: the family of the endpoints, and when it came about.
+type Trigger = (Family, SystemTime);
+
 /// The Services to be planned, each once, in the order in which they changed.
 #[derive(Debug, Default)]
 struct Queue {
     order: VecDeque<ObjectName>,
-    queued: foldhash::HashSet<ObjectName>,
+    triggers: foldhash::HashMap<ObjectName, Vec<Trigger>>,
 }
 
 impl Queue {
-    fn push(&mut self, service: ObjectName) {
-        if self.queued.insert(service.clone()) {
-            if service.is_kubernetes_api() {
-                self.order.push_front(service);
-            } else {
-                self.order.push_back(service);
+    /// Room that an empty queue keeps.
+    const ROOM: usize = 64;
+
+    fn push(&mut self, service: ObjectName, trigger: Option<Trigger>) {
+        match self.triggers.entry(service) {
+            Entry::Occupied(mut queued) => queued.get_mut().extend(trigger),
+            Entry::Vacant(entry) => {
+                let service = entry.key().clone();
+                entry.insert(Vec::from_iter(trigger));
+                if service.is_kubernetes_api() {
+                    self.order.push_front(service);
+                } else {
+                    self.order.push_back(service);
+                }
             }
         }
     }
 
-    fn take(&mut self, count: usize) -> Vec<ObjectName> {
-        let services: Vec<_> = self.order.drain(..count.min(self.order.len())).collect();
-        for service in &services {
-            self.queued.remove(service);
+    fn take(&mut self, count: usize) -> Vec<(ObjectName, Vec<Trigger>)> {
+        let services = self.order.drain(..count.min(self.order.len()));
+        let taken = services.map(|service| {
+            let triggers = self.triggers.remove(&service).unwrap_or_default();
+            (service, triggers)
+        });
+        let taken = taken.collect();
+        // All Services wait once, at the start.
+        if self.order.is_empty() {
+            self.order.shrink_to(Self::ROOM);
+            self.triggers.shrink_to(Self::ROOM);
         }
-        services
+        taken
     }
 }

@@ -33,6 +33,10 @@ use crate::{
 const SERVICES_PER_BATCH: usize = 500;
 const SERVICES_PER_LATER_BATCH: usize = 4000;
 
+/// How many changes are received at once. Those that wait behind them come before anything else; a list of all that exists
+/// would stay as long as a start made it.
+const CHANGES_AT_ONCE: usize = 256;
+
 /// How often draining real servers are looked at.
 const DRAIN_PERIOD: Duration = Duration::from_secs(1);
 
@@ -191,7 +195,7 @@ impl<K: Kernel> Reconciler<K> {
             tokio::select! {
                 biased;
                 // Everything that is pending shares the next batch (B3).
-                count = changes.recv_many(&mut received, usize::MAX) => match count {
+                count = changes.recv_many(&mut received, CHANGES_AT_ONCE) => match count {
                     0 => return,
                     _ => self.take(received.drain(..)).await,
                 },
