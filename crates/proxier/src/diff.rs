@@ -5,12 +5,7 @@
 //! adds capacity goes before what takes it away, so that it is never without real servers on its way from
 //! some to others (A11).
 
-use std::{
-    collections::HashSet,
-    hash::BuildHasher,
-    iter::zip,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::HashSet, hash::BuildHasher, iter::zip, net::IpAddr};
 
 use foldhash::fast::FixedState;
 use ipvs::{Command, Destination, Protocol, Scheduler, ServiceFlags, ServiceKey};
@@ -21,8 +16,8 @@ use crate::{
         link,
         netfilter::{self, Element},
     },
-    plan::RealServers,
-    sorted::{Map, Set},
+    plan::{RealServers, Usable},
+    sorted::Set,
     source_ports::SourcePorts,
     step::{Key, Operation, RealServer, Step},
     wanted::Wanted,
@@ -187,8 +182,12 @@ fn create(
     mut add: impl FnMut(Command),
 ) {
     add(Command::NewService(*service));
-    in_order_of_insertion(wanted.usable.iter().map(destination), service, circumstances.node)
-        .for_each(|destination| add(Command::NewDestination(service.key, destination)));
+    in_order_of_insertion(
+        wanted.usable.iter().map(Usable::destination),
+        service,
+        circumstances.node,
+    )
+    .for_each(|destination| add(Command::NewDestination(service.key, destination)));
 }
 
 /// Hands over the commands that make the kernel's virtual server the one that is wanted.
@@ -203,13 +202,13 @@ fn edit(
     if !same_settings(service, &has.service) {
         add(Command::SetService(*service));
     }
-    let same = |(wanted, has): (_, &Destination)| destination(wanted) == *has;
+    let same = |(wanted, has): (&Usable, &Destination)| wanted.destination() == *has;
     if wanted.usable.len() == has.destinations.len() && zip(&wanted.usable, &has.destinations).all(same) {
         return;
     }
 
     let (mut added, mut raised, mut removed) = (Vec::new(), Vec::new(), Vec::new());
-    for wanted in wanted.usable.iter().map(destination) {
+    for wanted in wanted.usable.iter().map(Usable::destination) {
         match has.destination(&wanted.socket_addr()) {
             None => added.push(wanted),
             Some(has) if has.weight > wanted.weight => removed.push(Command::SetDestination(key, wanted)),
@@ -219,7 +218,7 @@ fn edit(
     }
     for destination in &has.destinations {
         let address = destination.socket_addr();
-        if wanted.usable.contains_key(&address) {
+        if wanted.is_usable(&address) {
             continue;
         }
         let may_stay = wanted.may_leave_slowly(address) && !circumstances.drained.contains(&(key, address));
@@ -247,17 +246,10 @@ fn wind_down(has: &Server, circumstances: Circumstances<'_>, mut add: impl FnMut
         return add(Command::DelService(key));
     }
     let nothing = RealServers {
-        usable: Map::default(),
+        usable: Set::new(),
         leaving: Some(has.destinations.iter().map(|has| has.address).collect()),
     };
     edit(&has.service, &nothing, has, circumstances, add);
-}
-
-fn destination((address, weight): &(SocketAddr, u32)) -> Destination {
-    Destination {
-        weight: *weight,
-        ..Destination::new(*address)
-    }
 }
 
 /// Whether the kernel's service is what we would make, whatever it has marked in it for itself.

@@ -73,7 +73,11 @@ pub fn explain<'a>(
     let plan = plan(service, slices.clone(), node, config);
     Explanation {
         service: service.name.clone(),
-        problems: plan.status.problems.clone(),
+        problems: plan
+            .status
+            .as_ref()
+            .map(|status| status.problems.clone())
+            .unwrap_or_default(),
         plan,
         ports: families
             .flat_map(|family| service.ports.iter().map(move |port| (family, port)))
@@ -136,7 +140,7 @@ impl Explanation {
                 writeln!(f, "  -> nobody{whose}")?;
             }
             let mut usable = servers.usable.iter();
-            usable.try_for_each(|(address, weight)| writeln!(f, "  -> {address} weight {weight}{whose}"))
+            usable.try_for_each(|usable| writeln!(f, "  -> {}{whose}", usable.destination()))
         };
         servers("", &frontend.real_servers)?;
         match &frontend.in_cluster {

@@ -18,7 +18,7 @@ pub(crate) fn is_stale(flow: &Flow, wanted: &Wanted, gone: &HashSet<ServiceKey>)
         Some(frontend) => {
             let in_cluster = wanted.in_cluster(&server).map(|(_, servers)| servers);
             let mut lists = [Some(&*frontend.real_servers), in_cluster].into_iter().flatten();
-            !lists.any(|servers| servers.usable.contains_key(&flow.server))
+            !lists.any(|servers| servers.is_usable(&flow.server))
         }
         None => gone.contains(&server) && flow.server != flow.destination,
     }

@@ -21,7 +21,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use ipvs::{Family, Protocol, Scheduler, ServiceFlags, ServiceKey};
+use ipvs::{Destination, Family, Protocol, Scheduler, ServiceFlags, ServiceKey};
 
 use crate::{
     config::{Config, NodePortAddresses},
@@ -47,8 +47,15 @@ pub struct Plan {
     pub node_ports: Set<u16>,
     /// Pods on this node that may be sent their own packets, which must be masqueraded then (E3).
     pub hairpins: Set<IpAddr>,
-    /// What else is to be told of the Service.
-    pub status: ServiceStatus,
+    /// What else is to be told of the Service; of most there is nothing.
+    pub status: Option<Box<ServiceStatus>>,
+}
+
+impl Plan {
+    fn with_status(mut self, status: ServiceStatus) -> Self {
+        self.status = (status != ServiceStatus::default()).then(|| Box::new(status));
+        self
+    }
 }
 
 /// One virtual server.
@@ -91,13 +98,39 @@ impl Frontend {
 /// The real servers of a virtual server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RealServers {
-    /// Those that were chosen, with their weights: 1, unless the Service's annotations say otherwise.
-    pub usable: Map<SocketAddr, u32>,
+    /// Those that were chosen. Each has an address and port of its own.
+    pub usable: Set<Usable>,
     /// The Service's pods of which none was chosen. Their real servers may keep the connections that they have, at
     /// weight 0, as may those of other ports of a pod that was chosen (A2). A pod that has left its slice is not
     /// among them: its connections have nobody left to answer them (A9). Nothing where nobody waits for
     /// connections: they are TCP's.
     pub leaving: Option<Set<IpAddr>>,
+}
+
+/// A real server that was chosen, in three fifths of the memory of a [`Destination`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Usable {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The port on which it listens (`targetPort`).
+    pub port: u16,
+    /// 1, unless the Service's annotations say otherwise.
+    pub weight: u32,
+}
+
+impl Usable {
+    /// Address and port.
+    pub const fn socket_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+
+    /// What the kernel is to have for it.
+    pub const fn destination(&self) -> Destination {
+        Destination {
+            weight: self.weight,
+            ..Destination::new(self.socket_addr())
+        }
+    }
 }
 
 /// What a plan depends on besides the Service.
@@ -173,14 +206,12 @@ pub fn plan<'a>(
     node: &NodeFacts,
     config: &Config,
 ) -> Plan {
-    let mut plan = Plan::default();
+    let (mut plan, mut status) = (Plan::default(), ServiceStatus::default());
     if let Some(overrides) = service.overrides.as_deref() {
         let invalid = overrides.invalid.iter().cloned();
-        plan.status
-            .problems
-            .extend(invalid.map(Problem::InvalidAnnotation));
+        status.problems.extend(invalid.map(Problem::InvalidAnnotation));
         if overrides.excluded_nodes.contains(&config.node_name) {
-            return plan;
+            return plan.with_status(status);
         }
     }
     let place = Place {
@@ -200,7 +231,7 @@ pub fn plan<'a>(
                     Some(reason) => {
                         let address = *address;
                         let refused = Problem::RefusedAddress { address, reason };
-                        plan.status.problems.insert(refused);
+                        status.problems.insert(refused);
                     }
                     None => usable.push(*address),
                 }
@@ -299,21 +330,21 @@ pub fn plan<'a>(
                 && endpoints.of_node().is_none()
                 && !endpoints.of_cluster(place).is_empty()
             {
-                plan.status.without_local_endpoints.extend(missing);
+                status.without_local_endpoints.extend(missing);
             }
         }
         if let Some(port) = service.health_check_node_port {
-            let check = plan.status.health_check.get_or_insert_with(|| HealthCheck {
+            let check = status.health_check.get_or_insert_with(|| HealthCheck {
                 port,
                 local_endpoints: BTreeMap::new(),
             });
             check.local_endpoints.insert(family, ready_here.len());
         }
         if !balancer_ips.is_empty() && admits_nobody(&service.source_ranges, family) {
-            plan.status.problems.insert(Problem::NobodyAdmitted { family });
+            status.problems.insert(Problem::NobodyAdmitted { family });
         }
     }
-    plan
+    plan.with_status(status)
 }
 
 /// One of the two sides that a Service port shows: to clients of its ClusterIP, and to those of all other
@@ -418,16 +449,25 @@ impl RealServers {
         // A datagram sender never hangs up: its flow would keep a dead endpoint for ever (A5).
         let leaving = (protocol == Protocol::Tcp).then(|| endpoints.others(&chosen));
         let overrides = service.overrides.as_deref();
-        let weight = |address: &SocketAddr| overrides.map_or(1, |overrides| overrides.weight(address.ip()));
-        let usable = chosen.into_map(weight);
+        let usable = chosen.map_in_order(|address| Usable {
+            address: address.ip(),
+            port: address.port(),
+            weight: overrides.map_or(1, |overrides| overrides.weight(address.ip())),
+        });
         Arc::new(Self { usable, leaving })
+    }
+
+    /// Whether the real server at this address was chosen.
+    pub(crate) fn is_usable(&self, address: &SocketAddr) -> bool {
+        let place = self.usable.binary_search_by_key(address, Usable::socket_addr);
+        place.is_ok()
     }
 
     /// Whether a real server that was not chosen may keep its connections.
     pub(crate) fn may_leave_slowly(&self, address: SocketAddr) -> bool {
         let pod = address.ip();
         let is_there = |leaving: &Set<IpAddr>| {
-            let usable = || self.usable.binary_search_by_key(&pod, |(usable, _)| usable.ip());
+            let usable = || self.usable.binary_search_by_key(&pod, |usable| usable.address);
             leaving.contains(&pod) || usable().is_ok()
         };
         self.leaving.as_ref().is_some_and(is_there)
@@ -485,14 +525,13 @@ mod tests {
                 let servers: Vec<_> = frontend
                     .real_servers
                     .usable
-                    .keys()
-                    .map(|a| a.to_string())
-                    .collect();
-                let others = frontend
-                    .in_cluster
                     .iter()
-                    .flat_map(|servers| servers.usable.keys());
-                let others: String = others.map(|a| format!(" ({a})")).collect();
+                    .map(|usable| usable.socket_addr().to_string())
+                    .collect();
+                let others = frontend.in_cluster.iter().flat_map(|servers| &servers.usable);
+                let others: String = others
+                    .map(|usable| format!(" ({})", usable.socket_addr()))
+                    .collect();
                 let (key, treatment) = (frontend.virtual_server.key, frontend.treatment);
                 format!("{key} -> {}{others} {treatment}", servers.join(","))
             })
@@ -505,7 +544,8 @@ mod tests {
     }
 
     fn status(service: &Service, slices: &[EndpointSlice]) -> ServiceStatus {
-        plan(service, slices, &facts(&config()), &config()).status
+        let plan = plan(service, slices, &facts(&config()), &config());
+        plan.status.map(|status| *status).unwrap_or_default()
     }
 
     #[test]
@@ -578,7 +618,7 @@ mod tests {
             let plan = plan(service, &[], &facts, &config);
             assert!(!plan.addresses.contains(&ip("192.168.0.9")));
             let served: Vec<_> = plan.frontends.keys().map(ToString::to_string).collect();
-            (served.join(", "), plan.status.problems)
+            (served.join(", "), plan.status.unwrap_or_default().problems)
         };
         assert_eq!(
             served(&service, 6443),
@@ -611,7 +651,7 @@ mod tests {
             address: ip(address),
             reason: Refusal::NotAllowed,
         });
-        assert_eq!(plan.status.problems, refused.into());
+        assert_eq!(plan.status.unwrap_or_default().problems, refused.into());
     }
 
     #[test]
@@ -1045,7 +1085,8 @@ mod tests {
             ServiceFlags::MH_FALLBACK | ServiceFlags::ONE_PACKET,
             "E15"
         );
-        assert_eq!(tcp.real_servers.usable.values().collect::<Vec<_>>(), [&3, &0, &1]);
+        let weights = tcp.real_servers.usable.iter().map(|usable| usable.weight);
+        assert_eq!(weights.collect::<Vec<_>>(), [3, 0, 1]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn frontend(server: &ServiceKey) -> Option<netfilter::Frontend> {
 #[derive(Debug)]
 pub struct Wanted {
     marks: Marks,
-    plans: HashMap<ObjectName, Claim>,
+    plans: HashMap<ObjectName, Box<Claim>>,
     /// In the order of precedence: the first of each set wins.
     servers: HashMap<ServiceKey, Set<Claimant>>,
     addresses: Count<IpAddr>,
@@ -171,7 +171,8 @@ impl Wanted {
         }
 
         if plan != Plan::default() {
-            self.plans.insert(service.clone(), Claim { created, plan });
+            self.plans
+                .insert(service.clone(), Box::new(Claim { created, plan }));
         }
         changed
     }
@@ -317,7 +318,7 @@ impl Wanted {
     /// What is to be told of a Service: what its plan says, and the virtual servers that it claims and does not
     /// get.
     pub fn status(&self, service: &ObjectName) -> ServiceStatus {
-        let Some(Claim { plan, .. }) = self.plans.get(service) else {
+        let Some(Claim { plan, .. }) = self.plans.get(service).map(Box::as_ref) else {
             return ServiceStatus::default();
         };
         let conflicts = plan.frontends.keys().filter_map(|key| {
@@ -327,7 +328,7 @@ impl Wanted {
                 winner: winner.clone(),
             })
         });
-        let mut status = plan.status.clone();
+        let mut status = plan.status.as_deref().cloned().unwrap_or_default();
         status.problems.extend(conflicts);
         status
     }
@@ -335,7 +336,7 @@ impl Wanted {
 
 /// How many Services want each of some objects.
 #[derive(Debug)]
-struct Count<T>(HashMap<T, usize>);
+struct Count<T>(HashMap<T, u32>);
 
 impl<T> Default for Count<T> {
     fn default() -> Self {
