@@ -1,6 +1,9 @@
 //! What the kernel is known to hold.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    slice,
+};
 
 use foldhash::{HashMap, HashSet};
 use ipnet::IpNet;
@@ -20,12 +23,27 @@ use crate::{
 /// The kernel's state, as far as it concerns Services: read once, then updated by results only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    pub(crate) servers: HashMap<ServiceKey, Server>,
-    elements: HashMap<Key, Set<Element>>,
+    /// In boxes: a table is half empty, as a rule.
+    servers: HashMap<ServiceKey, Box<Entry>>,
+    /// Those that are not of a virtual server: each is all that its object has.
+    elements: HashSet<Element>,
     pub(crate) addresses: HashSet<IpAddr>,
     pub(crate) source_ports: SourcePorts,
     /// Addresses on kube-ipvs0 that are somebody else's business (`--ipvs-exclude-cidrs`).
     excluded: Vec<IpNet>,
+}
+
+/// What there is of a virtual server: in IPVS, in netfilter, or in both.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Entry {
+    server: Option<Server>,
+    elements: Set<Element>,
+}
+
+impl Entry {
+    fn is_empty(&self) -> bool {
+        self.server.is_none() && self.elements.is_empty()
+    }
 }
 
 /// A virtual server in the kernel.
@@ -82,7 +100,7 @@ impl Applied {
             let ours = match key {
                 ServiceKey::Address { address, .. } => {
                     // Our own element says more than the operator: a Service has wanted it.
-                    self.elements.contains_key(&Key::Server(key))
+                    !self.elements(&Key::Server(key)).is_empty()
                         || (!self.is_excluded(&address)
                             && (self.addresses.contains(&address)
                                 || records.iter().any(|record| record.names(&key, &own_addresses))))
@@ -91,14 +109,11 @@ impl Applied {
                 ServiceKey::Fwmark { mark, .. } => marks::is_ours(mark),
             };
             let destinations = destinations.into_iter().collect();
-            self.servers.insert(
-                key,
-                Server {
-                    service,
-                    destinations,
-                    ours,
-                },
-            );
+            self.servers.entry(key).or_default().server = Some(Server {
+                service,
+                destinations,
+                ours,
+            });
         }
     }
 
@@ -106,37 +121,57 @@ impl Applied {
     pub(crate) fn reserve(&mut self, services: usize) {
         self.servers.reserve(services);
         self.addresses.reserve(services);
-        // Of the virtual server, and of its address.
-        self.elements.reserve(2 * services);
+        self.elements.reserve(services);
     }
 
-    /// The netfilter elements that belong to an object.
-    pub(crate) fn elements(&self, key: &Key) -> &Set<Element> {
-        static NONE: Set<Element> = Set::new();
-        self.elements.get(key).unwrap_or(&NONE)
+    /// The virtual server of this key.
+    pub(crate) fn server(&self, key: &ServiceKey) -> Option<&Server> {
+        self.servers.get(key)?.server.as_ref()
+    }
+
+    fn server_mut(&mut self, key: &ServiceKey) -> Option<&mut Server> {
+        self.servers.get_mut(key)?.server.as_mut()
+    }
+
+    /// The netfilter elements that belong to an object, in their order.
+    pub(crate) fn elements(&self, key: &Key) -> &[Element] {
+        let only = match *key {
+            Key::Server(server) => return self.servers.get(&server).map_or(&[], |entry| &entry.elements),
+            Key::Address(address) => Element::ServiceAddress(address),
+            Key::HealthCheck(frontend) => Element::HealthCheck(frontend),
+            Key::Hairpin(address) => Element::Hairpin(address),
+            Key::SourcePorts => return &[],
+        };
+        self.elements.get(&only).map_or(&[], slice::from_ref)
     }
 
     /// The firewall marks of virtual servers that have one.
     pub(crate) fn marks(&self) -> impl Iterator<Item = (ServiceKey, u32)> {
-        self.elements.iter().filter_map(|(key, elements)| {
-            let mark = elements.iter().find_map(Element::mark)?;
-            Some((key.server()?, mark))
+        self.servers.iter().filter_map(|(key, entry)| {
+            let mark = entry.elements.iter().find_map(Element::mark)?;
+            Some((*key, mark))
         })
     }
 
     fn insert(&mut self, element: Element) {
-        self.elements
-            .entry(Key::of_element(&element))
-            .or_default()
-            .insert(element);
+        match Key::of_element(&element) {
+            Key::Server(server) => self.servers.entry(server).or_default().elements.insert(element),
+            _ => self.elements.insert(element),
+        };
     }
 
     fn remove(&mut self, element: &Element) {
-        let key = Key::of_element(element);
-        if let Some(elements) = self.elements.get_mut(&key) {
-            elements.remove(element);
-            if elements.is_empty() {
-                self.elements.remove(&key);
+        match Key::of_element(element) {
+            Key::Server(server) => self.take_from(&server, |entry| _ = entry.elements.remove(element)),
+            _ => _ = self.elements.remove(element),
+        }
+    }
+
+    fn take_from(&mut self, server: &ServiceKey, take: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.servers.get_mut(server) {
+            take(entry);
+            if entry.is_empty() {
+                self.servers.remove(server);
             }
         }
     }
@@ -153,18 +188,20 @@ impl Applied {
             ServiceKey::Address { .. } => true,
             ServiceKey::Fwmark { family, mark } => !marks.contains(&(*family, *mark)),
         };
-        let servers = self
-            .servers
-            .iter()
-            .filter(move |(key, server)| server.ours && on_its_own(key));
+        let servers = self.servers.iter().filter(move |(key, entry)| {
+            let ours = entry.server.as_ref().is_some_and(|server| server.ours);
+            !entry.elements.is_empty() || ours && on_its_own(key)
+        });
         let servers = servers.map(|(key, _)| Key::Server(*key));
         let addresses = self.addresses.iter().copied().map(Key::Address);
-        servers.chain(addresses).chain(self.elements.keys().copied())
+        servers
+            .chain(addresses)
+            .chain(self.elements.iter().map(Key::of_element))
     }
 
     /// All virtual servers with their real servers, those by the order of their addresses.
     pub fn servers(&self) -> impl Iterator<Item = (&ipvs::Service, impl Iterator<Item = &Destination>)> {
-        let servers = self.servers.values();
+        let servers = self.servers.values().filter_map(|entry| entry.server.as_ref());
         servers.map(|server| (&server.service, server.destinations.iter()))
     }
 
@@ -175,13 +212,20 @@ impl Applied {
 
     /// The elements of our nftables tables.
     pub fn all_elements(&self) -> impl Iterator<Item = &Element> {
-        self.elements.values().flatten()
+        let of_servers = self.servers.values().flat_map(|entry| &entry.elements);
+        of_servers.chain(&self.elements)
+    }
+
+    /// The virtual servers that we may remove (I4).
+    pub(crate) fn our_servers(&self) -> impl Iterator<Item = (&ServiceKey, &Server)> {
+        let servers = self.servers.iter();
+        let servers = servers.filter_map(|(key, entry)| Some((key, entry.server.as_ref()?)));
+        servers.filter(|(_, server)| server.ours)
     }
 
     /// The real servers of ours that get no new connections.
     pub(crate) fn quiescent(&self) -> impl Iterator<Item = (ServiceKey, SocketAddr)> {
-        let ours = self.servers.iter().filter(|(_, server)| server.ours);
-        ours.flat_map(|(key, server)| {
+        self.our_servers().flat_map(|(key, server)| {
             let quiet = server.destinations.iter().filter(|d| d.weight == 0);
             quiet.map(|d| (*key, d.socket_addr()))
         })
@@ -190,13 +234,13 @@ impl Applied {
     /// Takes note that the kernel has done these operations, in this order.
     pub fn record<'a>(&mut self, operations: impl IntoIterator<Item = &'a Operation>) {
         let mut operations = operations.into_iter().peekable();
+        let mut destinations = Vec::new();
         while let Some(operation) = operations.next() {
             match operation {
                 Operation::Netfilter(netfilter::Update::Add(element)) => self.insert(*element),
                 Operation::Netfilter(netfilter::Update::Remove(element)) => self.remove(element),
                 Operation::Ipvs(Command::NewService(service)) => {
                     // As a rule its real servers follow: all of them are sorted once, and the server is looked up once.
-                    let mut destinations = Vec::new();
                     while let Some(destination) = operations
                         .peek()
                         .and_then(|next| new_destination(next, &service.key))
@@ -206,10 +250,10 @@ impl Applied {
                     }
                     let server = Server {
                         service: *service,
-                        destinations: destinations.into_iter().collect(),
+                        destinations: destinations.drain(..).collect(),
                         ours: true,
                     };
-                    self.servers.insert(service.key, server);
+                    self.servers.entry(service.key).or_default().server = Some(server);
                 }
                 Operation::Ipvs(command) => self.record_ipvs(command),
                 Operation::SourcePorts(source_ports) => self.source_ports = *source_ports,
@@ -226,16 +270,14 @@ impl Applied {
     fn record_ipvs(&mut self, command: &Command) {
         match command {
             Command::SetService(service) => {
-                if let Some(server) = self.servers.get_mut(&service.key) {
+                if let Some(server) = self.server_mut(&service.key) {
                     server.service = *service;
                     server.ours = true;
                 }
             }
-            Command::DelService(key) => {
-                self.servers.remove(key);
-            }
+            Command::DelService(key) => self.take_from(key, |entry| entry.server = None),
             Command::NewDestination(key, destination) | Command::SetDestination(key, destination) => {
-                if let Some(server) = self.servers.get_mut(key) {
+                if let Some(server) = self.server_mut(key) {
                     server
                         .destinations
                         .replace_by_key(*destination, Destination::socket_addr);
@@ -243,7 +285,7 @@ impl Applied {
                 }
             }
             Command::DelDestination(key, address) => {
-                if let Some(server) = self.servers.get_mut(key) {
+                if let Some(server) = self.server_mut(key) {
                     server
                         .destinations
                         .remove_by_key(address, Destination::socket_addr);

@@ -131,9 +131,9 @@ impl Kernel {
             observed.records = upstream.records().await?;
         }
         // Those by firewall mark are among them (I4).
-        let servers = Applied::new(observed, excluded).servers.into_iter();
-        let ours = servers.filter(|(_, server)| server.ours);
-        let commands: Vec<_> = ours.map(|(key, _)| Command::DelService(key)).collect();
+        let applied = Applied::new(observed, excluded);
+        let ours = applied.our_servers();
+        let commands: Vec<_> = ours.map(|(key, _)| Command::DelService(*key)).collect();
         for result in ipvs.batch(&commands).await {
             match result {
                 Err(error) if !error.is_not_found() => return Err(error.into()),

@@ -93,22 +93,24 @@ impl Phases {
     }
 
     /// While an object is wanted, its elements are replaced before anything else. The last go at the end.
-    fn elements(&mut self, key: Key, wanted: impl Iterator<Item = Element> + Clone, has: &Set<Element>) {
+    fn elements(&mut self, key: Key, wanted: impl Iterator<Item = Element> + Clone, has: &[Element]) {
         // As a rule, when everything is verified.
         if wanted.clone().eq(has.iter().copied()) {
             return;
         }
-        let wanted: Set<_> = wanted.collect();
-        let phase = if wanted.is_empty() {
-            &mut self.finish
-        } else {
-            &mut self.prepare
+        let phase = match wanted.clone().next() {
+            Some(_) => &mut self.prepare,
+            None => &mut self.finish,
         };
-        has.difference(&wanted)
-            .for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
+        if !has.is_empty() {
+            let wanted: Set<_> = wanted.clone().collect();
+            has.iter()
+                .filter(|element| !wanted.contains(element))
+                .for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
+        }
         wanted
-            .difference(has)
-            .for_each(|element| push(phase, key, netfilter::Update::Add(*element)));
+            .filter(|element| has.binary_search(element).is_err())
+            .for_each(|element| push(phase, key, netfilter::Update::Add(element)));
     }
 
     fn source_ports(&mut self, key: Key, wanted: SourcePorts, has: SourcePorts) {
@@ -137,7 +139,7 @@ impl Phases {
         let wants = [wants, in_cluster];
         for (service, real_servers) in wants.iter().flatten() {
             let commands = |command| self.command(key, command);
-            match applied.servers.get(&service.key) {
+            match applied.server(&service.key) {
                 Some(has) => edit(service, real_servers, has, circumstances, commands),
                 None => create(service, real_servers, circumstances, commands),
             }
@@ -152,7 +154,7 @@ impl Phases {
         let protocol = server.protocol();
         let waited_for = protocol.is_none_or(|protocol| protocol == Protocol::Tcp && frontend.is_some());
         for unwanted in unwanted {
-            let Some(has) = applied.servers.get(&unwanted).filter(|has| has.ours) else {
+            let Some(has) = applied.server(&unwanted).filter(|has| has.ours) else {
                 continue;
             };
             let commands = |command| self.command(key, command);

@@ -530,7 +530,7 @@ impl<K: Kernel> Reconciler<K> {
         let all_was_well = progress.work.is_empty();
         self.finish(progress, Planned::default()).await;
         let took = self.verified_at.elapsed();
-        if all_was_well && self.applied.servers.len() > VERIFY_FEW {
+        if all_was_well && self.applied.servers().count() > VERIFY_FEW {
             let period = (VERIFY_SHARE * took).min(VERIFY_MAX_PERIOD);
             self.verify_at = self.verify_at.max(self.verified_at + period);
         }

@@ -208,10 +208,10 @@ impl Store {
             namespace: owner.namespace.clone(),
             name: slice.name.name.clone(),
         };
-        let mut affected = match self.owners.get(&name) {
-            Some(previous) if *previous != owner.name => self.remove_slice(&name).into_services(),
-            _ => Vec::new(),
-        };
+        let previous = self.owners.insert(name.clone(), owner.name.clone());
+        let previous = previous.filter(|previous| *previous != owner.name);
+        let mut affected = Vec::new();
+        affected.extend(previous.and_then(|previous| self.withdraw(&name, previous)));
         let mut slice = Slice::new(slice, &self.node_name);
         for port in &mut slice.ports {
             self.names.share(&mut port.name);
@@ -219,29 +219,30 @@ impl Store {
         let entry = self.services.entry(owner.clone()).or_default();
         if entry.slices.get(&name.name) != Some(&slice) {
             entry.slices.insert(name.name.clone(), slice);
-            affected.extend(entry.service.is_some().then(|| owner.clone()));
+            affected.extend(entry.service.is_some().then_some(owner));
         }
-        self.owners.insert(name, owner.name);
         Affected::of_services(affected)
     }
 
     fn remove_slice(&mut self, name: &ObjectName) -> Affected {
-        let Some(owner) = self.owners.remove(name) else {
-            return Affected::Nothing;
-        };
+        let owner = self.owners.remove(name);
+        let affected = owner.and_then(|owner| self.withdraw(name, owner));
+        Affected::of_services(affected.into_iter().collect())
+    }
+
+    /// Takes a slice away from its Service; returns that if the source has sent it.
+    fn withdraw(&mut self, slice: &ObjectName, owner: Arc<str>) -> Option<ObjectName> {
         let owner = ObjectName {
-            namespace: name.namespace.clone(),
+            namespace: slice.namespace.clone(),
             name: owner,
         };
-        let Some(entry) = self.services.get_mut(&owner) else {
-            return Affected::Nothing;
-        };
-        entry.slices.remove(&name.name);
+        let entry = self.services.get_mut(&owner)?;
+        entry.slices.remove(&slice.name);
         let has_service = entry.service.is_some();
         if !has_service && entry.slices.is_empty() {
             self.services.remove(&owner);
         }
-        Affected::of_services(has_service.then_some(owner).into_iter().collect())
+        has_service.then_some(owner)
     }
 
     /// A Service's name in the memory that it has here.
@@ -285,13 +286,6 @@ impl Affected {
             Self::Nothing
         } else {
             Self::Services(services)
-        }
-    }
-
-    fn into_services(self) -> Vec<ObjectName> {
-        match self {
-            Self::Services(services) => services,
-            Self::Nothing | Self::Node => Vec::new(),
         }
     }
 }
