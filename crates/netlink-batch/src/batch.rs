@@ -1,6 +1,6 @@
 //! What was sent and what has been answered. No I/O.
 
-use std::iter::Peekable;
+use std::{collections::BTreeMap, iter::Peekable};
 
 use netlink_packet_core::{NetlinkMessage, NetlinkSerializable};
 
@@ -69,7 +69,9 @@ impl Datagram {
 #[derive(Debug)]
 pub(crate) struct Tally {
     first_sequence: u32,
-    errors: Vec<Option<KernelError>>,
+    messages: usize,
+    /// By their message: as a rule there is none.
+    errors: BTreeMap<usize, KernelError>,
     /// The first message begins a transaction: an error of it is one of the whole.
     transaction: bool,
     answered: bool,
@@ -80,7 +82,8 @@ impl Tally {
     pub(crate) fn new(first_sequence: u32, messages: usize) -> Self {
         Self {
             first_sequence,
-            errors: vec![None; messages],
+            messages,
+            errors: BTreeMap::new(),
             transaction: false,
             answered: false,
         }
@@ -105,15 +108,15 @@ impl Tally {
         for answer in wire::answers(datagram) {
             let answer = answer?;
             let index = answer.header.sequence_number.wrapping_sub(self.first_sequence) as usize;
-            let last = index + 1 == self.errors.len();
-            let whole = index == 0 && self.transaction;
-            let Some(error) = self.errors.get_mut(index) else {
+            if index >= self.messages {
                 continue;
-            };
+            }
+            let last = index + 1 == self.messages;
+            let whole = index == 0 && self.transaction;
             match answer.kind {
                 Kind::Ack => self.answered |= last,
                 Kind::Error(kernel) => {
-                    *error = Some(kernel);
+                    self.errors.insert(index, kernel);
                     self.answered |= last || whole;
                 }
                 Kind::Overrun => return Err(Error::Overrun),
@@ -124,9 +127,9 @@ impl Tally {
     }
 
     /// The result of each message; `lost` is why the last message was not answered.
-    pub(crate) fn results(self, lost: Option<&Error>) -> impl Iterator<Item = Result<(), Error>> {
+    pub(crate) fn results(mut self, lost: Option<&Error>) -> impl Iterator<Item = Result<(), Error>> {
         let lost = lost.filter(|_| !self.answered).cloned();
-        self.errors.into_iter().map(move |error| match (error, &lost) {
+        (0..self.messages).map(move |index| match (self.errors.remove(&index), &lost) {
             (Some(error), _) => Err(error.into()),
             (None, Some(lost)) => Err(lost.clone()),
             (None, None) => Ok(()),
@@ -135,16 +138,10 @@ impl Tally {
 
     /// Of a transaction: the error of the whole, and those of its messages by index, not counting the one that
     /// begins it.
-    pub(crate) fn refused(self) -> (Option<KernelError>, Vec<(usize, KernelError)>) {
-        let mut errors = self.errors.into_iter();
-        let whole = errors.next().flatten();
-        (
-            whole,
-            errors
-                .enumerate()
-                .filter_map(|(index, error)| Some((index, error?)))
-                .collect(),
-        )
+    pub(crate) fn refused(mut self) -> (Option<KernelError>, Vec<(usize, KernelError)>) {
+        let whole = self.errors.remove(&0);
+        let refused = self.errors.into_iter();
+        (whole, refused.map(|(index, error)| (index - 1, error)).collect())
     }
 }
 
