@@ -1,6 +1,6 @@
 //! The current Services and EndpointSlices, and which Service a change concerns.
 //!
-//! There are ten thousands of them, so they are kept small: the store shares names, and of a slice it keeps what plans
+//! There may be tens of thousands of them, so they are kept small: they share names, and of a slice is kept what plans
 //! depend on.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 use foldhash::{HashMap, HashSet};
 
 use crate::{
-    model::{Change, Conditions, EndpointPort, EndpointSlice, Hints, Node, ObjectName, Service},
+    model::{self, Change, Conditions, EndpointPort, EndpointSlice, Hints, Node, ObjectName, Service},
     sorted::Map,
 };
 
@@ -50,9 +50,9 @@ pub struct Slice {
 /// One of a slice's endpoints, without its hints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// [`model::Endpoint::address`](crate::model::Endpoint::address)
+    /// [`model::Endpoint::address`]
     pub address: IpAddr,
-    /// [`model::Endpoint::conditions`](crate::model::Endpoint::conditions)
+    /// [`model::Endpoint::conditions`]
     pub conditions: Conditions,
     /// Whether its node is ours.
     pub here: bool,
@@ -61,7 +61,7 @@ pub struct Endpoint {
 impl Slice {
     /// What the node of this name keeps of the slice.
     pub fn new(slice: EndpointSlice, node_name: &str) -> Self {
-        let endpoint = |endpoint: &crate::model::Endpoint| Endpoint {
+        let endpoint = |endpoint: &model::Endpoint| Endpoint {
             address: endpoint.address,
             conditions: endpoint.conditions,
             here: endpoint.node.as_deref() == Some(node_name),
@@ -348,6 +348,38 @@ mod tests {
         assert_eq!(store.apply(Change::EndpointSlice(moved)), services(["a", "b"]));
         assert_eq!(store.slices(&name("a")).count(), 0);
         assert_eq!(store.apply(Change::EndpointSliceGone(name("s"))), services(["b"]));
+    }
+
+    #[test]
+    fn of_an_endpoint_s_node_it_matters_whether_it_is_ours() {
+        let mut store = Store::new("here".into());
+        store.apply(Change::Service(service("a", "10.96.0.1")));
+        let mut on = |node: &str| {
+            let mut endpoint = endpoint("10.244.0.2");
+            endpoint.node = Some(node.into());
+            store.apply(Change::EndpointSlice(slice("a-1", "a", &[endpoint])))
+        };
+        assert_eq!(on("other"), services(["a"]));
+        assert_eq!(on("another"), Affected::Nothing);
+        assert_eq!(on("here"), services(["a"]));
+    }
+
+    #[test]
+    fn objects_share_names() {
+        let mut store = Store::new("here".into());
+        store.apply(Change::EndpointSlice(slice(
+            "a-1",
+            "a",
+            &[endpoint("10.244.0.2")],
+        )));
+        store.apply(Change::Service(service("a", "10.96.0.1")));
+        store.apply(Change::Service(service("b", "10.96.0.2")));
+        let of = |service| store.service(&name(service)).unwrap();
+        let (port, of_slice) = (&of("a").ports[0].name, store.slices(&name("a")).next());
+        assert!(Arc::ptr_eq(&of("a").name.namespace, &of("b").name.namespace));
+        assert!(Arc::ptr_eq(&of("a").name.name, &store.owners[&name("a-1")]));
+        assert!(Arc::ptr_eq(port, &of("b").ports[0].name));
+        assert!(Arc::ptr_eq(port, &of_slice.unwrap().ports[0].name));
     }
 
     #[test]
