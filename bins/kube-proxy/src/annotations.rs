@@ -16,10 +16,9 @@ use std::{collections::BTreeMap, fmt};
 
 use ipnet::IpNet;
 use ipvs::{Scheduler, ServiceFlags};
-use kube::api::ObjectMeta;
 use proxier::model::{Nodes, Overrides};
 use serde::{
-    Deserialize, Deserializer,
+    Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
 };
 
@@ -39,7 +38,10 @@ const EXCLUDED_NODES: &str = "ipvs-proxier/excluded-nodes";
 /// Of EndpointSlices: when what made the endpoints change came about, in the form of RFC 3339.
 pub(crate) const LAST_CHANGE_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-const KNOWN: [&str; 8] = [
+/// Of the bookmark with which the initial events of a watch end.
+pub(crate) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+const KNOWN: [&str; 9] = [
     SCHEDULER,
     KUBE_ROUTER_SCHEDULER,
     SCHEDULER_FLAGS,
@@ -48,6 +50,7 @@ const KNOWN: [&str; 8] = [
     WEIGHTS,
     EXCLUDED_NODES,
     LAST_CHANGE_TRIGGER,
+    INITIAL_EVENTS_END,
 ];
 
 /// The kernel's schedulers. A name that it does not know would cost the Service its virtual servers.
@@ -58,51 +61,41 @@ const SCHEDULERS: [&str; 14] = [
 /// The kernel's largest weight (`IP_VS_MAX_WEIGHT` is larger; Maglev hashing counts in 16 bits).
 const MAX_WEIGHT: u32 = 65535;
 
-/// An object's annotations, without those that nobody here reads: most are long, and all would be kept.
-#[derive(Debug, Default)]
-pub(crate) struct Annotations(BTreeMap<String, String>);
+/// Decodes an object's annotations without those that nobody here reads, most of which are long.
+pub(crate) fn known<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    struct KnownOnly;
 
-impl Annotations {
-    pub(crate) fn into_option(self) -> Option<BTreeMap<String, String>> {
-        (!self.0.is_empty()).then_some(self.0)
-    }
-}
+    impl<'de> Visitor<'de> for KnownOnly {
+        type Value = BTreeMap<String, String>;
 
-impl<'de> Deserialize<'de> for Annotations {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct KnownOnly;
-
-        impl<'de> Visitor<'de> for KnownOnly {
-            type Value = Annotations;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("annotations")
-            }
-
-            fn visit_unit<E>(self) -> Result<Annotations, E> {
-                Ok(Annotations::default())
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
-                let mut known = BTreeMap::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    if KNOWN.contains(&key.as_str()) {
-                        known.insert(key, map.next_value()?);
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(Annotations(known))
-            }
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("annotations")
         }
 
-        deserializer.deserialize_any(KnownOnly)
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(BTreeMap::new())
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut known = BTreeMap::new();
+            while let Some(key) = map.next_key::<String>()? {
+                if KNOWN.contains(&key.as_str()) {
+                    known.insert(key, map.next_value()?);
+                } else {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+            Ok(known)
+        }
     }
+
+    deserializer.deserialize_any(KnownOnly)
 }
 
 /// What a Service's annotations ask for; nothing if they ask for nothing.
-pub(crate) fn overrides(metadata: &ObjectMeta) -> Option<Box<Overrides>> {
-    let annotations = metadata.annotations.as_ref()?;
+pub(crate) fn overrides(annotations: &BTreeMap<String, String>) -> Option<Box<Overrides>> {
     let mut overrides = Overrides::default();
     let mut set = |name: &str, expected, parse: fn(&str, &mut Overrides) -> Option<()>| {
         let value = annotations.get(name)?.trim();
@@ -202,11 +195,7 @@ mod tests {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        let metadata = ObjectMeta {
-            annotations: Some(annotations),
-            ..ObjectMeta::default()
-        };
-        overrides(&metadata)
+        overrides(&annotations)
             .map(|overrides| *overrides)
             .unwrap_or_default()
     }
@@ -275,10 +264,8 @@ mod tests {
     #[test]
     fn other_annotations_are_not_kept() {
         let text = r#"{"example.com/long": "x", "ipvs-proxier/scheduler": "lc", "example.com/odd": 1}"#;
-        let annotations: Annotations = serde_json::from_str(text).unwrap();
-        let kept = annotations.into_option().unwrap();
-        assert_eq!(kept.into_keys().collect::<Vec<_>>(), [SCHEDULER]);
-        let none: Annotations = serde_json::from_str("null").unwrap();
-        assert!(none.into_option().is_none());
+        let kept = |text| known(&mut serde_json::Deserializer::from_str(text)).unwrap();
+        assert_eq!(kept(text).into_keys().collect::<Vec<_>>(), [SCHEDULER]);
+        assert!(kept("null").is_empty());
     }
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::{core::v1::ObjectReference, events::v1},
+    api::{
+        core::v1::{ObjectReference, Service},
+        events::v1,
+    },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
 };
@@ -21,8 +24,6 @@ use tokio::{
     time,
 };
 use tracing::debug;
-
-use crate::objects::Service;
 
 /// How many events may wait to be posted. Further ones are lost.
 const WAITING: usize = 64;

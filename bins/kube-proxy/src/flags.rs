@@ -213,7 +213,8 @@ const GROUPS: &[Group] = &[
     ]},
     Group { heading: WITHOUT_EFFECT, flags: &[
         field("config-sync-period", Kind::Duration, "configSyncPeriod", "A watch that resumes needs no refresh"),
-        field("kube-api-content-type", Kind::Text, "clientConnection.contentType", "Objects are read as JSON"),
+        field("kube-api-content-type", Kind::Text, "clientConnection.contentType",
+            "Objects are asked for in Protocol Buffers, else in JSON"),
         field("kube-api-qps", Kind::Float, "clientConnection.qps", "A few watches need no limit"),
         field("kube-api-burst", Kind::Number, "clientConnection.burst", "A few watches need no limit"),
         field("iptables-localhost-nodeports", Kind::Switch, "iptables.localhostNodePorts", "Of mode iptables"),

@@ -1,27 +1,25 @@
 //! The parts of Kubernetes objects that matter here, and their way into the proxier's model.
 //!
-//! Everything else, such as managed fields and other annotations, is skipped while decoding. What an API server
-//! fills in by default may be missing, because manifests come without one. A value that cannot be used costs
-//! the part of the object that it belongs to, and is told as a [`Problem`].
+//! Everything else, such as managed fields, is skipped while decoding. Each type is read from both of the API's encodings:
+//! from JSON, as manifests are, by the names of its fields, and from Protocol Buffers by their numbers, which are those of
+//! `generated.proto` in k8s.io/api. What is an `int32` there is an `int64` here, for which the encoding is the same,
+//! because manifests may have other numbers. A field that an API server leaves out in JSON may come empty in Protocol
+//! Buffers.
+//!
+//! What an API server fills in by default may be missing, because manifests come without one. A value that cannot be used
+//! costs the part of the object that it belongs to, and is told as a [`Problem`].
 
-use std::{
-    borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{
-    Resource,
-    api::ObjectMeta,
-    core::{ClusterResourceScope, NamespaceResourceScope},
-};
+use prost::Message;
 use proxier::model::{self, Change, Conditions, Hints, ObjectName, Protocol, SourceRanges, TrafficPolicy};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
 use crate::{
     address::{parse_cidr, parse_ip},
-    annotations::{self, Annotations},
+    annotations,
 };
 
 /// Names the Service of a slice.
@@ -38,9 +36,16 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 const AFFINITY_SECONDS: u32 = 3 * 60 * 60;
 
 /// An object that sources read.
-pub(crate) trait Object:
-    Resource<DynamicType = ()> + DeserializeOwned + Clone + fmt::Debug + Send + 'static
-{
+pub(crate) trait Object: DeserializeOwned + Message + Default + fmt::Debug + 'static {
+    /// The path of the API's group and version.
+    const API: &str;
+    const KIND: &str;
+    /// What the path calls objects of the kind.
+    const PLURAL: &str;
+
+    fn metadata(&self) -> &Metadata;
+    fn metadata_mut(&mut self) -> &mut Metadata;
+
     /// What the object tells the proxier.
     fn convert(&self) -> Converted;
 
@@ -54,8 +59,9 @@ pub(crate) trait Object:
 }
 
 /// What an object has come to.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Converted {
+    pub(crate) name: ObjectName,
     /// Nothing if the object has not even a name.
     pub(crate) change: Option<Change>,
     pub(crate) problems: Vec<Problem>,
@@ -95,232 +101,301 @@ pub(crate) enum Reason {
     UnknownAddressType(String),
 }
 
+/// The fields of `metadata` that are of use.
+#[derive(Clone, PartialEq, Deserialize, Message)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Metadata {
+    #[prost(string, optional, tag = "1")]
+    pub(crate) name: Option<String>,
+    #[prost(string, optional, tag = "3")]
+    pub(crate) namespace: Option<String>,
+    #[prost(string, optional, tag = "6")]
+    pub(crate) resource_version: Option<String>,
+    #[prost(message, optional, tag = "8")]
+    creation_timestamp: Option<Time>,
+    #[prost(message, optional, tag = "9")]
+    deletion_timestamp: Option<Time>,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(btree_map = "string, string", tag = "11")]
+    pub(crate) labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "annotations::known")]
+    #[prost(btree_map = "string, string", tag = "12")]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// A point in time, in seconds since 1970; RFC 3339 in JSON.
+#[derive(Clone, Copy, PartialEq, Message)]
+struct Time {
+    #[prost(int64, tag = "1")]
+    seconds: i64,
+}
+
 /// A core/v1 `Service`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
+#[serde(default)]
 pub(crate) struct Service {
-    #[serde(default, deserialize_with = "metadata")]
-    pub(crate) metadata: ObjectMeta,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(message, required, tag = "1")]
+    pub(crate) metadata: Metadata,
+    #[prost(message, optional, tag = "2")]
     spec: Option<ServiceSpec>,
+    #[prost(message, optional, tag = "3")]
     status: Option<ServiceStatus>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, Deserialize, Message)]
+#[serde(default, rename_all = "camelCase")]
 struct ServiceSpec {
-    #[serde(rename = "type")]
-    type_: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(message, repeated, tag = "1")]
+    ports: Vec<ServicePort>,
     #[serde(rename = "clusterIP")]
+    #[prost(string, optional, tag = "3")]
     cluster_ip: Option<String>,
-    #[serde(rename = "clusterIPs")]
-    cluster_ips: Option<Vec<String>>,
-    #[serde(rename = "externalIPs")]
-    external_ips: Option<Vec<String>>,
-    ports: Option<Vec<ServicePort>>,
+    #[serde(rename = "type")]
+    #[prost(string, optional, tag = "4")]
+    type_: Option<String>,
+    #[serde(rename = "externalIPs", deserialize_with = "or_default")]
+    #[prost(string, repeated, tag = "5")]
+    external_ips: Vec<String>,
+    #[prost(string, optional, tag = "7")]
     session_affinity: Option<String>,
-    session_affinity_config: Option<SessionAffinityConfig>,
-    internal_traffic_policy: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(string, repeated, tag = "9")]
+    load_balancer_source_ranges: Vec<String>,
+    #[prost(string, optional, tag = "11")]
     external_traffic_policy: Option<String>,
+    #[prost(int64, optional, tag = "12")]
     health_check_node_port: Option<i64>,
-    load_balancer_source_ranges: Option<Vec<String>>,
+    #[prost(message, optional, tag = "14")]
+    session_affinity_config: Option<SessionAffinityConfig>,
+    #[serde(rename = "clusterIPs", deserialize_with = "or_default")]
+    #[prost(string, repeated, tag = "18")]
+    cluster_ips: Vec<String>,
+    #[prost(string, optional, tag = "22")]
+    internal_traffic_policy: Option<String>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
 #[serde(rename_all = "camelCase")]
 struct ServicePort {
+    #[prost(string, optional, tag = "1")]
     name: Option<String>,
+    #[prost(string, optional, tag = "2")]
     protocol: Option<String>,
+    #[prost(int64, tag = "3")]
     port: i64,
+    #[prost(int64, optional, tag = "5")]
     node_port: Option<i64>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Deserialize, Message)]
 struct SessionAffinityConfig {
     #[serde(rename = "clientIP")]
+    #[prost(message, optional, tag = "1")]
     client_ip: Option<ClientIpConfig>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Deserialize, Message)]
 #[serde(rename_all = "camelCase")]
 struct ClientIpConfig {
+    #[prost(int64, optional, tag = "1")]
     timeout_seconds: Option<i64>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
 #[serde(rename_all = "camelCase")]
 struct ServiceStatus {
+    #[prost(message, optional, tag = "1")]
     load_balancer: Option<LoadBalancerStatus>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
 struct LoadBalancerStatus {
-    ingress: Option<Vec<LoadBalancerIngress>>,
+    #[serde(default, deserialize_with = "or_default")]
+    #[prost(message, repeated, tag = "1")]
+    ingress: Vec<LoadBalancerIngress>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
 #[serde(rename_all = "camelCase")]
 struct LoadBalancerIngress {
+    #[prost(string, optional, tag = "1")]
     ip: Option<String>,
+    #[prost(string, optional, tag = "3")]
     ip_mode: Option<String>,
 }
 
 /// A discovery.k8s.io/v1 `EndpointSlice`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, Deserialize, Message)]
+#[serde(default, rename_all = "camelCase")]
 pub(crate) struct EndpointSlice {
-    #[serde(default, deserialize_with = "metadata")]
-    pub(crate) metadata: ObjectMeta,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(message, required, tag = "1")]
+    pub(crate) metadata: Metadata,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(message, repeated, tag = "2")]
+    endpoints: Vec<Endpoint>,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(message, repeated, tag = "3")]
+    ports: Vec<EndpointPort>,
+    #[prost(string, optional, tag = "4")]
     address_type: Option<String>,
-    ports: Option<Vec<EndpointPort>>,
-    endpoints: Option<Vec<Endpoint>>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
 struct EndpointPort {
+    #[prost(string, optional, tag = "1")]
     name: Option<String>,
+    #[prost(string, optional, tag = "2")]
     protocol: Option<String>,
+    #[prost(int64, optional, tag = "3")]
     port: Option<i64>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, Deserialize, Message)]
+#[serde(default, rename_all = "camelCase")]
 struct Endpoint {
-    addresses: Option<Vec<String>>,
-    node_name: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(string, repeated, tag = "1")]
+    addresses: Vec<String>,
+    #[prost(message, optional, tag = "2")]
     conditions: Option<EndpointConditions>,
+    #[prost(string, optional, tag = "6")]
+    node_name: Option<String>,
+    #[prost(message, optional, tag = "8")]
     hints: Option<EndpointHints>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Deserialize, Message)]
 struct EndpointConditions {
+    #[prost(bool, optional, tag = "1")]
     ready: Option<bool>,
+    #[prost(bool, optional, tag = "2")]
     serving: Option<bool>,
+    #[prost(bool, optional, tag = "3")]
     terminating: Option<bool>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, PartialEq, Deserialize, Message)]
+#[serde(default, rename_all = "camelCase")]
 struct EndpointHints {
-    for_zones: Option<Vec<Name>>,
-    for_nodes: Option<Vec<Name>>,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(message, repeated, tag = "1")]
+    for_zones: Vec<Name>,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(message, repeated, tag = "2")]
+    for_nodes: Vec<Name>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
 struct Name {
+    #[prost(string, tag = "1")]
     name: String,
 }
 
 /// A core/v1 `Node`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
+#[serde(default)]
 pub(crate) struct Node {
-    #[serde(default, deserialize_with = "metadata")]
-    pub(crate) metadata: ObjectMeta,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(message, required, tag = "1")]
+    pub(crate) metadata: Metadata,
+    #[prost(message, optional, tag = "2")]
     spec: Option<NodeSpec>,
+    #[prost(message, optional, tag = "3")]
     status: Option<NodeStatus>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
+#[serde(default)]
 struct NodeSpec {
     #[serde(rename = "podCIDR")]
+    #[prost(string, optional, tag = "1")]
     pod_cidr: Option<String>,
-    #[serde(rename = "podCIDRs")]
-    pod_cidrs: Option<Vec<String>>,
-    taints: Option<Vec<Taint>>,
+    #[serde(deserialize_with = "or_default")]
+    #[prost(message, repeated, tag = "5")]
+    taints: Vec<Taint>,
+    #[serde(rename = "podCIDRs", deserialize_with = "or_default")]
+    #[prost(string, repeated, tag = "7")]
+    pod_cidrs: Vec<String>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
 struct Taint {
+    #[prost(string, tag = "1")]
     key: String,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
 struct NodeStatus {
-    addresses: Option<Vec<NodeAddress>>,
+    #[serde(default, deserialize_with = "or_default")]
+    #[prost(message, repeated, tag = "5")]
+    addresses: Vec<NodeAddress>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize, Message)]
 struct NodeAddress {
     #[serde(rename = "type")]
+    #[prost(string, tag = "1")]
     type_: String,
+    #[prost(string, tag = "2")]
     address: String,
 }
 
-/// Decodes the few fields of `metadata` that are of use.
-fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Metadata {
-        name: Option<String>,
-        namespace: Option<String>,
-        labels: Option<BTreeMap<String, String>>,
-        #[serde(default)]
-        annotations: Annotations,
-        resource_version: Option<String>,
-        creation_timestamp: Option<Time>,
-        deletion_timestamp: Option<Time>,
-    }
-    let metadata: Metadata = Option::deserialize(deserializer)?.unwrap_or_default();
-    Ok(ObjectMeta {
-        name: metadata.name,
-        namespace: metadata.namespace,
-        labels: metadata.labels,
-        annotations: metadata.annotations.into_option(),
-        resource_version: metadata.resource_version,
-        creation_timestamp: metadata.creation_timestamp,
-        deletion_timestamp: metadata.deletion_timestamp,
-        ..ObjectMeta::default()
-    })
-}
-
-macro_rules! resource {
-    ($type:ident, $group:literal, $version:literal, $plural:literal, $scope:ty) => {
-        impl Resource for $type {
-            type DynamicType = ();
-            type Scope = $scope;
-
-            fn kind(_: &()) -> Cow<'_, str> {
-                stringify!($type).into()
-            }
-            fn group(_: &()) -> Cow<'_, str> {
-                $group.into()
-            }
-            fn version(_: &()) -> Cow<'_, str> {
-                $version.into()
-            }
-            fn plural(_: &()) -> Cow<'_, str> {
-                $plural.into()
-            }
-            fn meta(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-            fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
+impl Metadata {
+    /// Empty where a part is missing.
+    pub(crate) fn object_name(&self) -> ObjectName {
+        let part = |part: &Option<String>| part.as_deref().unwrap_or_default().into();
+        ObjectName {
+            namespace: part(&self.namespace),
+            name: part(&self.name),
         }
-    };
+    }
 }
 
-resource!(Service, "", "v1", "services", NamespaceResourceScope);
-resource!(
-    EndpointSlice,
-    "discovery.k8s.io",
-    "v1",
-    "endpointslices",
-    NamespaceResourceScope
-);
-resource!(Node, "", "v1", "nodes", ClusterResourceScope);
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time::deserialize(deserializer)?;
+        Ok(Self {
+            seconds: time.0.as_second(),
+        })
+    }
+}
+
+/// What may be null, which says as much as nothing.
+pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
 
 impl Object for Service {
+    const API: &str = "/api/v1";
+    const KIND: &str = "Service";
+    const PLURAL: &str = "services";
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+
     fn convert(&self) -> Converted {
         let mut problems = Problems::default();
-        let change = problems.object_name(&self.metadata).map(|name| {
+        let name = self.metadata.object_name();
+        let change = problems.has_name(&name).then(|| {
             let service = if self.is_for_others() {
                 None
             } else {
                 self.model(name.clone(), &mut problems)
             };
-            service.map_or(Change::ServiceGone(name), Change::Service)
+            service.map_or_else(|| Change::ServiceGone(name.clone()), Change::Service)
         });
         Converted {
+            name,
             change,
             problems: problems.0,
         }
@@ -360,13 +435,13 @@ impl Service {
                 .metadata
                 .creation_timestamp
                 .as_ref()
-                .map_or(0, |time| time.0.as_second()),
+                .map_or(0, |time| time.seconds),
             cluster_ips,
             external_ips: spec.external_ips(problems),
             load_balancer_ips: self.load_balancer_ips(problems),
             source_ranges: spec.source_ranges(problems),
             ports: spec.ports(problems),
-            session_affinity: spec.session_affinity(problems),
+            session_affinity: spec.affinity_seconds(problems),
             internal_traffic_policy: traffic_policy(
                 "spec.internalTrafficPolicy",
                 &spec.internal_traffic_policy,
@@ -377,7 +452,7 @@ impl Service {
                 .health_check_node_port
                 .filter(|port| has_health_check && *port != 0)
                 .and_then(|port| problems.port(port, || "spec.healthCheckNodePort".into())),
-            overrides: annotations::overrides(&self.metadata),
+            overrides: annotations::overrides(&self.metadata.annotations),
         })
     }
 
@@ -386,7 +461,7 @@ impl Service {
             .status
             .as_ref()
             .and_then(|status| status.load_balancer.as_ref());
-        let ingress = status.map(|status| items(&status.ingress)).unwrap_or_default();
+        let ingress = status.map(|status| status.ingress.as_slice()).unwrap_or_default();
         ingress
             .iter()
             .enumerate()
@@ -402,7 +477,7 @@ impl Service {
 
 impl ServiceSpec {
     fn cluster_ips(&self, problems: &mut Problems) -> Vec<IpAddr> {
-        let texts = match items(&self.cluster_ips) {
+        let texts = match self.cluster_ips.as_slice() {
             [] => self.cluster_ip.as_slice(),
             texts => texts,
         };
@@ -426,7 +501,7 @@ impl ServiceSpec {
     }
 
     fn external_ips(&self, problems: &mut Problems) -> Vec<IpAddr> {
-        let texts = items(&self.external_ips).iter().enumerate();
+        let texts = self.external_ips.iter().enumerate();
         texts
             .filter(|(_, text)| !text.trim().is_empty())
             .filter_map(|(index, text)| {
@@ -436,14 +511,14 @@ impl ServiceSpec {
     }
 
     fn source_ranges(&self, problems: &mut Problems) -> SourceRanges {
-        match items(&self.load_balancer_source_ranges) {
+        match self.load_balancer_source_ranges.as_slice() {
             [] => SourceRanges::Any,
             texts => SourceRanges::Only(problems.cidrs("spec.loadBalancerSourceRanges", texts)),
         }
     }
 
     fn ports(&self, problems: &mut Problems) -> Vec<model::ServicePort> {
-        let ports = items(&self.ports).iter().enumerate();
+        let ports = self.ports.iter().enumerate();
         ports
             .filter_map(|(index, port)| {
                 let field = |name: &str| format!("spec.ports[{index}].{name}");
@@ -460,7 +535,7 @@ impl ServiceSpec {
             .collect()
     }
 
-    fn session_affinity(&self, problems: &mut Problems) -> Option<u32> {
+    fn affinity_seconds(&self, problems: &mut Problems) -> Option<u32> {
         match self.session_affinity.as_deref() {
             None | Some("" | "None") => return None,
             Some("ClientIP") => {}
@@ -491,13 +566,27 @@ impl ServiceSpec {
 }
 
 impl Object for EndpointSlice {
+    const API: &str = "/apis/discovery.k8s.io/v1";
+    const KIND: &str = "EndpointSlice";
+    const PLURAL: &str = "endpointslices";
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+
     fn convert(&self) -> Converted {
         let mut problems = Problems::default();
-        let change = problems.object_name(&self.metadata).map(|name| {
+        let name = self.metadata.object_name();
+        let change = problems.has_name(&name).then(|| {
             let slice = self.model(name.clone(), &mut problems);
-            slice.map_or(Change::EndpointSliceGone(name), Change::EndpointSlice)
+            slice.map_or_else(|| Change::EndpointSliceGone(name.clone()), Change::EndpointSlice)
         });
         Converted {
+            name,
             change,
             problems: problems.0,
         }
@@ -543,13 +632,17 @@ impl EndpointSlice {
 
     /// Nobody depends on it, so what cannot be read is not there.
     fn last_change_trigger(&self) -> Option<SystemTime> {
-        let annotations = self.metadata.annotations.as_ref()?;
-        let time: Timestamp = annotations.get(annotations::LAST_CHANGE_TRIGGER)?.parse().ok()?;
+        let time: Timestamp = self
+            .metadata
+            .annotations
+            .get(annotations::LAST_CHANGE_TRIGGER)?
+            .parse()
+            .ok()?;
         Some(time.into())
     }
 
     fn ports(&self, problems: &mut Problems) -> Vec<model::EndpointPort> {
-        let ports = items(&self.ports).iter().enumerate();
+        let ports = self.ports.iter().enumerate();
         ports
             .filter_map(|(index, port)| {
                 let field = |name: &str| format!("ports[{index}].{name}");
@@ -567,11 +660,11 @@ impl EndpointSlice {
     }
 
     fn endpoints(&self, is_ipv4: bool, problems: &mut Problems) -> Vec<model::Endpoint> {
-        let endpoints = items(&self.endpoints).iter().enumerate();
+        let endpoints = self.endpoints.iter().enumerate();
         endpoints
             .filter_map(|(index, endpoint)| {
                 let field = || format!("endpoints[{index}].addresses[0]");
-                let Some(text) = items(&endpoint.addresses).first() else {
+                let Some(text) = endpoint.addresses.first() else {
                     problems.add(field(), Reason::Missing);
                     return None;
                 };
@@ -608,12 +701,7 @@ impl EndpointConditions {
 
 impl EndpointHints {
     fn model(&self) -> Option<Box<Hints>> {
-        let names = |list| {
-            items(list)
-                .iter()
-                .map(|item: &Name| item.name.as_str().into())
-                .collect()
-        };
+        let names = |list: &[Name]| list.iter().map(|item| item.name.as_str().into()).collect();
         let hints = Hints {
             zones: names(&self.for_zones),
             nodes: names(&self.for_nodes),
@@ -623,6 +711,18 @@ impl EndpointHints {
 }
 
 impl Object for Node {
+    const API: &str = "/api/v1";
+    const KIND: &str = "Node";
+    const PLURAL: &str = "nodes";
+
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+
     fn convert(&self) -> Converted {
         let mut problems = Problems::default();
         let node = model::Node {
@@ -631,6 +731,7 @@ impl Object for Node {
             pod_cidrs: self.pod_cidrs(&mut problems),
         };
         Converted {
+            name: self.metadata.object_name(),
             change: Some(Change::Node(node)),
             problems: problems.0,
         }
@@ -645,7 +746,7 @@ impl Object for Node {
         let taints = self
             .spec
             .as_ref()
-            .map(|spec| items(&spec.taints))
+            .map(|spec| spec.taints.as_slice())
             .unwrap_or_default();
         let is_going =
             self.metadata.deletion_timestamp.is_some() || taints.iter().any(|taint| taint.key == GOING);
@@ -658,7 +759,7 @@ impl Node {
         let addresses = self
             .status
             .as_ref()
-            .map(|status| items(&status.addresses))
+            .map(|status| status.addresses.as_slice())
             .unwrap_or_default();
         let mut ips = Vec::new();
         for wanted in ["InternalIP", "ExternalIP"] {
@@ -677,7 +778,8 @@ impl Node {
 
     fn pod_cidrs(&self, problems: &mut Problems) -> Vec<IpNet> {
         let Some(spec) = &self.spec else { return Vec::new() };
-        match items(&spec.pod_cidrs) {
+        match spec.pod_cidrs.as_slice() {
+            [] if spec.pod_cidr.as_deref() == Some("") => Vec::new(),
             [] => problems.cidrs("spec.podCIDR", spec.pod_cidr.as_slice()),
             texts => problems.cidrs("spec.podCIDRs", texts),
         }
@@ -692,20 +794,17 @@ impl Problems {
         self.0.push(Problem { field, reason });
     }
 
-    fn object_name(&mut self, metadata: &ObjectMeta) -> Option<ObjectName> {
-        let mut part = |field: &str, value: &Option<String>| {
-            let value = value.as_deref().filter(|value| !value.is_empty());
-            if value.is_none() {
+    /// Whether no part is missing.
+    fn has_name(&mut self, name: &ObjectName) -> bool {
+        for (field, part) in [
+            ("metadata.namespace", &name.namespace),
+            ("metadata.name", &name.name),
+        ] {
+            if part.is_empty() {
                 self.add(field.to_owned(), Reason::Missing);
             }
-            value.map(Arc::<str>::from)
-        };
-        let namespace = part("metadata.namespace", &metadata.namespace);
-        let name = part("metadata.name", &metadata.name);
-        Some(ObjectName {
-            namespace: namespace?,
-            name: name?,
-        })
+        }
+        self.0.is_empty()
     }
 
     fn address(&mut self, text: &str, field: impl FnOnce() -> String) -> Option<IpAddr> {
@@ -773,13 +872,8 @@ fn traffic_policy(field: &str, text: &Option<String>, problems: &mut Problems) -
     }
 }
 
-fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
-    metadata.labels.as_ref()?.get(key).map(String::as_str)
-}
-
-/// The items of a list, which may be absent or null.
-fn items<T>(list: &Option<Vec<T>>) -> &[T] {
-    list.as_deref().unwrap_or_default()
+fn label<'a>(metadata: &'a Metadata, key: &str) -> Option<&'a str> {
+    metadata.labels.get(key).map(String::as_str)
 }
 
 #[cfg(test)]
@@ -791,8 +885,8 @@ mod tests {
     /// Converts an object of the metadata `{namespace: ns, name: n}`.
     fn convert<O: Object>(yaml: &str) -> (Change, Vec<String>) {
         let mut object: O = serde_saphyr::from_str(yaml).unwrap();
-        object.meta_mut().namespace = Some("ns".to_owned());
-        object.meta_mut().name = Some("n".to_owned());
+        object.metadata_mut().namespace = Some("ns".to_owned());
+        object.metadata_mut().name = Some("n".to_owned());
         let converted = object.convert();
         (
             converted.change.unwrap(),

@@ -8,6 +8,7 @@ use crate::objects::Problem;
 
 pub(crate) mod api;
 mod documents;
+mod encoding;
 pub(crate) mod manifests;
 pub(crate) mod sink;
 

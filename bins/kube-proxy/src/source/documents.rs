@@ -129,10 +129,11 @@ fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::Metadata;
 
     /// The kinds that were read, or the errors.
     fn summary(text: &str) -> Vec<String> {
-        let name = |metadata: &kube::api::ObjectMeta| metadata.name.clone().unwrap_or_default();
+        let name = |metadata: &Metadata| metadata.name.clone().unwrap_or_default();
         read(text)
             .into_iter()
             .map(|result| match result {

@@ -13,7 +13,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kube::ResourceExt;
 use proxier::model::{Change, ObjectName};
 use tracing::{error, info, warn};
 
@@ -182,7 +181,7 @@ impl Manifests {
                 let (name, change) = convert(&mut slice, path)?;
                 Some((Key::EndpointSlice(name), change))
             }
-            Document::Node(mut node) if node.name_any() == self.node_name => {
+            Document::Node(mut node) if node.metadata.name.as_ref() == Some(&self.node_name) => {
                 Some((Key::Node, convert(&mut node, path)?.1))
             }
             Document::Node(_) => None,
@@ -231,19 +230,15 @@ impl Manifests {
 
 /// The object's name and what it says, in the namespace that kubectl would choose if it names none.
 fn convert<O: Object>(object: &mut O, path: &Path) -> Option<(ObjectName, Change)> {
-    let namespace = object
-        .meta_mut()
-        .namespace
-        .get_or_insert_with(|| "default".to_owned())
-        .clone();
-    let name = ObjectName::new(namespace, object.name_any());
+    let namespace = &mut object.metadata_mut().namespace;
+    namespace.get_or_insert_with(|| "default".to_owned());
     let converted = object.convert();
     report(
-        &format!("{}: {}", path.display(), O::kind(&())),
-        &name,
+        &format!("{}: {}", path.display(), O::KIND),
+        &converted.name,
         &converted.problems,
     );
-    Some((name, converted.change?))
+    Some((converted.name, converted.change?))
 }
 
 fn is_manifest(file_name: &OsStr) -> bool {
