@@ -8,6 +8,7 @@ use std::{
     process::ExitCode,
 };
 
+use dlmalloc::GlobalDlmalloc;
 use proxier::kernel::linux::Linux;
 use tracing::{error, info, warn};
 
@@ -40,6 +41,10 @@ use crate::{
     flags::Flags,
     settings::Settings,
 };
+
+/// That of musl maps and unmaps memory all the time, and the kernel clears it each time (docs/benchmarks.md).
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
 fn main() -> ExitCode {
     let flags = match Flags::parse(std::env::args_os()) {

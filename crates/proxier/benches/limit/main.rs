@@ -22,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dlmalloc::GlobalDlmalloc;
 use ipvs::Handle;
 use proxier::{Config, Reconciler, kernel::linux::Linux, model::Change};
 use rustix::{
@@ -38,6 +39,10 @@ use self::{
     common::{NODE, cluster, slice},
     tape::{Recorder, Replay, Sent},
 };
+
+/// The program's.
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
 /// Far enough that a verification happens when it is waited for, and at no other time.
 const SYNC_PERIOD: Duration = Duration::from_secs(20);
