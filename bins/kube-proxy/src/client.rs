@@ -54,6 +54,9 @@ const LOST: Duration = Duration::from_secs(30);
 /// When an idle HTTP/2 connection is first pinged, and how long the answer may take.
 const IDLE: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(15);
+/// How many bytes of an answer the API server may send before we have taken them in: what waits here stays in memory, what
+/// waits there has been encoded for all nodes.
+const AHEAD: u32 = 256 * 1024;
 /// How long an answer may be interrupted. The API server sends a bookmark on every watch about once a minute.
 const SILENT: Duration = Duration::from_secs(130);
 
@@ -167,6 +170,8 @@ fn session(
         .timer(TokioTimer::new())
         // One that carries watches is in use, however long ago the last of them began.
         .pool_idle_timeout(None)
+        .http2_initial_stream_window_size(AHEAD)
+        .http2_initial_connection_window_size(3 * AHEAD)
         .http2_keep_alive_interval(IDLE)
         .http2_keep_alive_timeout(PONG)
         .http2_keep_alive_while_idle(true)
