@@ -47,44 +47,45 @@ impl<'a> Attributes<'a> {
     /// Bytes as they are: what a protocol has in front of the attributes, or other than them.
     #[inline(always)]
     pub fn bytes(&mut self, bytes: &[u8]) {
-        self.with(bytes.len(), |buffer| buffer.copy_from_slice(bytes));
+        if let Some(slot) = self.take(bytes.len()) {
+            slot.copy_from_slice(bytes);
+        }
     }
 
     /// An attribute with this value.
     #[inline(always)]
     pub fn value(&mut self, kind: u16, value: &[u8]) {
-        self.header(kind, value.len());
-        self.bytes(value);
-        self.pad(value.len());
+        self.padded(kind, value.len(), |slot| slot.copy_from_slice(value));
     }
 
     /// An attribute that holds a C string.
     #[inline]
     pub fn text(&mut self, kind: u16, value: &str) {
-        self.header(kind, value.len() + 1);
-        self.bytes(value.as_bytes());
-        self.bytes(&[0]);
-        self.pad(value.len() + 1);
+        self.padded(kind, value.len() + 1, |slot| {
+            if let Some((end, text)) = slot.split_last_mut() {
+                text.copy_from_slice(value.as_bytes());
+                *end = 0;
+            }
+        });
     }
 
     /// An attribute that knows how to write itself.
     // Where the kind is known when this is compiled, so is the length, and not much is left.
     #[inline(always)]
     pub fn attribute(&mut self, attribute: &impl Nla) {
-        let length = attribute.value_len();
-        self.header(attribute.kind(), length);
-        self.with(length, |buffer| attribute.emit_value(buffer));
-        self.pad(length);
+        self.padded(attribute.kind(), attribute.value_len(), |slot| {
+            attribute.emit_value(slot);
+        });
     }
 
     /// An attribute with those in it that `write` writes.
-    #[inline]
+    #[inline(always)]
     pub fn nested(&mut self, kind: u16, write: impl FnOnce(&mut Self)) {
         self.composed(kind | NLA_F_NESTED, write);
     }
 
     /// An attribute whose value is written in parts, together a multiple of four bytes.
-    #[inline]
+    #[inline(always)]
     pub fn composed(&mut self, kind: u16, write: impl FnOnce(&mut Self)) {
         let slot = self.take(NLA_HEADER_SIZE);
         let start = self.length;
@@ -94,20 +95,15 @@ impl<'a> Attributes<'a> {
         }
     }
 
+    /// One place for header, value and padding: where the length is known when this is compiled, it is looked at once.
     #[inline(always)]
-    fn header(&mut self, kind: u16, value: usize) {
-        self.bytes(&header(kind, value));
-    }
-
-    #[inline(always)]
-    fn pad(&mut self, value: usize) {
-        self.with(align(value) - value, |buffer| buffer.fill(0));
-    }
-
-    #[inline(always)]
-    fn with(&mut self, length: usize, write: impl FnOnce(&mut [u8])) {
-        if let Some(slot) = self.take(length) {
-            write(slot);
+    fn padded(&mut self, kind: u16, length: usize, write: impl FnOnce(&mut [u8])) {
+        if let Some(slot) = self.take(NLA_HEADER_SIZE + align(length)) {
+            let (head, rest) = slot.split_at_mut(NLA_HEADER_SIZE);
+            let (value, padding) = rest.split_at_mut(length);
+            head.copy_from_slice(&header(kind, length));
+            write(value);
+            padding.fill(0);
         }
     }
 
