@@ -23,12 +23,12 @@ async fn main() -> ExitCode {
             .map(|server| Command::NewDestination(key, Destination::new(*server))),
     );
 
-    let results = match Handle::connect().await {
+    let failures = match Handle::connect().await {
         Ok(mut handle) => handle.batch(&commands).await,
-        Err(error) => vec![Err(error)],
+        Err(error) => [(0, error)].into(),
     };
     let mut status = ExitCode::SUCCESS;
-    for error in results.into_iter().filter_map(Result::err) {
+    for error in failures.into_values() {
         eprintln!("balance: {error}");
         status = ExitCode::FAILURE;
     }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt;
 
 use foldhash::HashMap;
@@ -58,26 +59,32 @@ impl Handle {
         })
     }
 
-    /// Executes commands in order and returns one result for each, in order. A command that fails stops none of
-    /// those that follow.
+    /// Executes commands in order and returns what failed, by its index. A command that fails stops none of those that
+    /// follow.
     ///
     /// A thousand commands are about one system call and one acknowledgement.
     pub async fn batch<'a>(
         &mut self,
         commands: impl IntoIterator<Item = &'a Command> + Clone,
-    ) -> Vec<Result<(), Error>> {
-        let mut results = self.send(commands.clone()).await;
+    ) -> BTreeMap<usize, Error> {
+        let mut failures = self.send(commands.clone()).await;
         // ENOENT is also the answer to a family id that is gone: then none was executed.
-        if !results.is_empty() && results.iter().all(refused_with_enoent) {
+        if !failures.is_empty()
+            && failures.values().all(is_enoent)
+            && failures.len() == commands.clone().into_iter().count()
+        {
             match self.family_moved().await {
                 Ok(false) => {}
-                Ok(true) => results = self.send(commands.clone()).await,
-                Err(error) => return results.iter().map(|_| Err(error.clone())).collect(),
+                Ok(true) => failures = self.send(commands.clone()).await,
+                Err(error) => return failures.into_keys().map(|index| (index, error.clone())).collect(),
             }
         }
-        std::iter::zip(commands, results)
-            .map(|(command, result)| result.map_err(|error| Error::of_command(command, error)))
-            .collect()
+        let mut commands = commands.into_iter().enumerate();
+        let of_command = |(index, error)| {
+            let (_, command) = commands.find(|(known, _)| *known == index)?;
+            Some((index, Error::of_command(command, error)))
+        };
+        failures.into_iter().filter_map(of_command).collect()
     }
 
     /// Executes one command.
@@ -86,8 +93,8 @@ impl Handle {
     ///
     /// What the kernel's errno means for this command.
     pub async fn execute(&mut self, command: &Command) -> Result<(), Error> {
-        let results = self.batch([command]).await;
-        results.into_iter().collect()
+        let failures = self.batch([command]).await;
+        failures.into_values().next().map_or(Ok(()), Err)
     }
 
     /// Dumps all services (`IPVS_CMD_GET_SERVICE`). Services of a protocol other than those of
@@ -264,7 +271,7 @@ impl Handle {
     async fn send<'a>(
         &mut self,
         commands: impl IntoIterator<Item = &'a Command>,
-    ) -> Vec<Result<(), netlink_batch::Error>> {
+    ) -> BTreeMap<usize, netlink_batch::Error> {
         let family_id = self.family_id;
         let messages = commands.into_iter().map(|command| message(command, family_id));
         self.socket.batch(messages).await
@@ -310,8 +317,8 @@ fn listed_ipv6() -> HashMap<ServiceKey, Vec<DestinationSummary>> {
     keyed.filter(|(key, _)| key.family() == Family::Inet6).collect()
 }
 
-fn refused_with_enoent(result: &Result<(), netlink_batch::Error>) -> bool {
-    matches!(result, Err(error) if error.errno() == Some(Errno::NOENT))
+fn is_enoent(error: &netlink_batch::Error) -> bool {
+    error.errno() == Some(Errno::NOENT)
 }
 
 /// Asks the generic netlink controller for the number of the family.

@@ -22,10 +22,8 @@
 //!     Command::NewDestination(key, Destination::new("10.1.0.2:8080".parse()?)),
 //! ];
 //! let mut ipvs = Handle::connect().await?;
-//! for (command, result) in commands.iter().zip(ipvs.batch(&commands).await) {
-//!     if let Err(error) = result {
-//!         eprintln!("{command}: {error}");
-//!     }
+//! for (index, error) in ipvs.batch(&commands).await {
+//!     eprintln!("{}: {error}", commands[index]);
 //! }
 //! # Ok(())
 //! # }

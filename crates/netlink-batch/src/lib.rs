@@ -8,7 +8,7 @@
 //! [`Socket`] has four ways to talk to the kernel, for any netlink protocol and any message type that implements
 //! the traits of `netlink-packet-core`:
 //!
-//! - [`Socket::batch`]: independent messages, one result for each;
+//! - [`Socket::batch`]: independent messages, each of which may fail for itself;
 //! - [`Socket::transaction`]: nfnetlink messages that take effect together or not at all;
 //! - [`Socket::dump`]: a table, complete or an error;
 //! - [`Socket::request`]: one message and its replies.

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkDeserializable, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
@@ -61,17 +63,17 @@ impl Socket {
         self.channel.port()
     }
 
-    /// Executes independent messages in order, and returns one result for each, in order. A message that fails
-    /// stops none of those that follow.
+    /// Executes independent messages in order, and returns what failed, by its index. A message that fails stops none of
+    /// those that follow.
     ///
     /// Acknowledgements are this method's business: `NLM_F_ACK` of the messages is ignored, and so are replies
     /// other than errors.
     pub async fn batch<T: NetlinkSerializable>(
         &mut self,
         messages: impl IntoIterator<Item = NetlinkMessage<T>>,
-    ) -> Vec<Result<(), Error>> {
+    ) -> BTreeMap<usize, Error> {
         let mut messages = messages.into_iter().peekable();
-        let mut results = Vec::with_capacity(messages.size_hint().0);
+        let (mut sent, mut failures) = (0, BTreeMap::new());
         let mut datagram = Datagram::default();
         let max_messages = (self.channel.receive_room() / ERROR_ROOM).clamp(1, MAX_MESSAGES);
         let max_bytes = self.channel.send_room().min(MAX_BYTES);
@@ -82,9 +84,11 @@ impl Socket {
             self.next_sequence = first.wrapping_add(datagram.messages as u32);
             let mut tally = Tally::new(first, datagram.messages);
             let outcome = self.exchange(&datagram.bytes, &mut tally).await;
-            results.extend(tally.results(outcome.err().as_ref()));
+            let failed = tally.failures(outcome.err().as_ref()).into_iter();
+            failures.extend(failed.map(|(index, error)| (sent + index, error)));
+            sent += datagram.messages;
         }
-        results
+        failures
     }
 
     /// Executes nfnetlink messages in one atomic transaction: all or none. `subsystem` (`NFNL_SUBSYS_*`) is the one

@@ -134,11 +134,9 @@ impl Kernel {
         let applied = Applied::new(observed, excluded);
         let ours = applied.our_servers();
         let commands: Vec<_> = ours.map(|(key, _)| Command::DelService(*key)).collect();
-        for result in ipvs.batch(&commands).await {
-            match result {
-                Err(error) if !error.is_not_found() => return Err(error.into()),
-                Ok(()) | Err(_) => {}
-            }
+        let mut failures = ipvs.batch(&commands).await.into_values();
+        if let Some(error) = failures.find(|error| !error.is_not_found()) {
+            return Err(error.into());
         }
         info!("removed {} virtual servers", commands.len());
         Ok(())
@@ -154,12 +152,10 @@ impl Kernel {
         }
         info!("{} keeps {} excluded addresses", link::SERVICE_LINK, kept.len());
         let updates: Vec<_> = removed.into_iter().map(link::Update::Remove).collect();
-        for result in self.link.update(&updates).await {
-            match result {
-                Err(link::Error::NotFound) | Ok(()) => {}
-                Err(error) => return Err(error.into()),
-            }
+        let mut failures = self.link.update(&updates).await.into_values();
+        match failures.find(|error| *error != link::Error::NotFound) {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

@@ -316,16 +316,14 @@ impl<K: Kernel> Reconciler<K> {
                     continue;
                 }
             };
-            let mut deleted = 0;
-            for (flow, result) in std::iter::zip(&stale, self.kernel.end_flows(&stale).await) {
-                match result {
-                    Ok(()) => {
-                        deleted += 1;
-                        trace!("conntrack -D {flow}");
-                    }
-                    Err(failure) => warn!("cannot end the UDP flow {flow}: {failure}"),
+            let failures = self.kernel.end_flows(&stale).await;
+            for (index, flow) in stale.iter().enumerate() {
+                match failures.get(&index) {
+                    None => trace!("conntrack -D {flow}"),
+                    Some(failure) => warn!("cannot end the UDP flow {flow}: {failure}"),
                 }
             }
+            let deleted = stale.len() - failures.len();
             if deleted > 0 {
                 info!("ended {deleted} {family} UDP flows to endpoints that are gone");
             }
@@ -415,45 +413,40 @@ impl<K: Kernel> Reconciler<K> {
     async fn perform(&mut self, phases: &[Vec<Step>], progress: &mut Progress) -> HashMap<Key, Failure> {
         let mut failed = HashMap::new();
         for phase in phases {
-            let steps: Vec<_> = phase
-                .iter()
-                .filter(|step| !failed.contains_key(&step.key))
-                .collect();
-            let mut operations: Vec<_> = steps.iter().map(|step| &step.operation).collect();
+            let mut steps = Vec::with_capacity(phase.len());
+            steps.extend(phase.iter().filter(|step| !failed.contains_key(&step.key)));
+            let operations: Vec<_> = steps.iter().map(|step| &step.operation).collect();
             let Some(driver) = operations.first().map(|operation| operation.driver()) else {
                 continue;
             };
             let started = Instant::now();
-            let results = self.kernel.apply(&operations).await;
+            let failures = self.kernel.apply(&operations).await;
             // One look at the clock for all: it may cost a system call.
             let now = Instant::now();
             progress.work.push(Work {
                 driver,
                 operations: operations.len(),
-                failures: results.iter().filter(|result| result.is_err()).count(),
+                failures: failures.len(),
                 duration: now - started,
             });
-            operations.clear();
-            for (step, result) in steps.into_iter().zip(results) {
-                match result {
-                    Ok(()) => {
-                        trace!("{}", step.operation);
-                        progress.note(step);
-                        if let Operation::Ipvs(command) = &step.operation {
-                            self.draining.note(command, now);
-                        }
-                        operations.push(&step.operation);
-                    }
-                    Err(failure) => {
-                        if failure.kind == FailureKind::Unknown {
-                            self.verify_soon();
-                        }
-                        failed.entry(step.key).or_insert(failure);
-                    }
+            for (index, failure) in &failures {
+                if failure.kind == FailureKind::Unknown {
+                    self.verify_soon();
+                }
+                if let Some(step) = steps.get(*index) {
+                    failed.entry(step.key).or_insert_with(|| failure.clone());
                 }
             }
-            // Those that are done.
-            self.applied.record(operations);
+            let mut index = 0..;
+            steps.retain(|_| index.next().is_some_and(|index| !failures.contains_key(&index)));
+            for step in &steps {
+                trace!("{}", step.operation);
+                progress.note(step);
+                if let Operation::Ipvs(command) = &step.operation {
+                    self.draining.note(command, now);
+                }
+            }
+            self.applied.record(steps.iter().map(|step| &step.operation));
         }
         failed
     }

@@ -4,6 +4,7 @@
 //! long as its client sends, whatever has become of the server (A5).
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
 };
@@ -142,8 +143,8 @@ impl Conntrack {
         Ok(listed.into_iter().filter_map(Message::into_flow).collect())
     }
 
-    /// Ends flows: the next packet of each begins a new one. Returns a result for each.
-    pub async fn end(&mut self, flows: &[Flow]) -> Vec<Result<(), Error>> {
+    /// Ends flows: the next packet of each begins a new one. Returns what failed, by its index.
+    pub async fn end(&mut self, flows: &[Flow]) -> BTreeMap<usize, Error> {
         let messages = flows.iter().map(|flow| {
             let delete = ConntrackMessage::Delete(vec![
                 original_tuple(flow),
@@ -151,8 +152,8 @@ impl Conntrack {
             ]);
             message(Family::of(flow.destination.ip()), delete)
         });
-        let results = self.socket.batch(messages).await;
-        results.into_iter().map(|result| Ok(result?)).collect()
+        let failures = self.socket.batch(messages).await.into_iter();
+        failures.map(|(index, error)| (index, error.into())).collect()
     }
 }
 
@@ -401,7 +402,7 @@ mod tests {
             up.header.change_mask = LinkFlags::Up;
             let mut route = Socket::connect(NETLINK_ROUTE).unwrap();
             let up = RouteNetlinkMessage::SetLink(up);
-            assert_eq!(route.batch([NetlinkMessage::from(up)]).await, [Ok(())]);
+            assert!(route.batch([NetlinkMessage::from(up)]).await.is_empty());
             let mut netfilter = Netfilter::connect().unwrap();
             let ruleset = super::super::linux::ruleset(&Config::new("here"));
             netfilter.ensure_base(Family::Inet, &ruleset).await.unwrap();
@@ -433,7 +434,7 @@ mod tests {
             };
             assert_eq!(
                 conntrack.end(&[another, *flow, *flow]).await,
-                [Err(Error::NotFound), Ok(()), Err(Error::NotFound)]
+                BTreeMap::from([(0, Error::NotFound), (2, Error::NotFound)])
             );
             assert_eq!(conntrack.udp_flows(Family::Inet).await, Ok(vec![]));
         });

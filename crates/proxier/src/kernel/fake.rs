@@ -183,10 +183,13 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    async fn apply(&mut self, operations: &[&Operation]) -> Vec<Result<(), Failure>> {
-        operations
+    async fn apply(&mut self, operations: &[&Operation]) -> BTreeMap<usize, Failure> {
+        let results = operations
             .iter()
-            .map(|operation| self.change(|state| state.apply(operation)))
+            .map(|operation| self.change(|state| state.apply(operation)));
+        let failures = results.enumerate();
+        failures
+            .filter_map(|(index, result)| Some((index, result.err()?)))
             .collect()
     }
 
@@ -226,9 +229,9 @@ impl Kernel for FakeKernel {
         })
     }
 
-    async fn end_flows(&mut self, flows: &[Flow]) -> Vec<Result<(), Failure>> {
+    async fn end_flows(&mut self, flows: &[Flow]) -> BTreeMap<usize, Failure> {
         self.change(|state| state.flows.retain(|flow| !flows.contains(flow)));
-        vec![Ok(()); flows.len()]
+        BTreeMap::new()
     }
 
     async fn event(&mut self) -> Event {

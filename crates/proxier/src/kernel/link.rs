@@ -7,7 +7,11 @@
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    net::IpAddr,
+};
 
 use ipvs::Family;
 use netlink_batch::{Attributes, Errno, Error as NetlinkError, Notifications, Socket};
@@ -238,23 +242,20 @@ impl Link {
         Ok(addresses)
     }
 
-    /// Changes the addresses on kube-ipvs0, in order. Returns a result for each.
-    pub async fn update(&mut self, updates: &[Update]) -> Vec<Result<(), Error>> {
-        let Some(index) = self.index else {
-            return vec![Err(Error::NoLink); updates.len()];
+    /// Changes the addresses on kube-ipvs0, in order. Returns what failed, by its index.
+    pub async fn update(&mut self, updates: &[Update]) -> BTreeMap<usize, Error> {
+        let Some(link) = self.index else {
+            return (0..updates.len()).map(|index| (index, Error::NoLink)).collect();
         };
-        let messages = updates.iter().map(|update| update_message(*update, index));
-        let outcomes = self.socket.batch(messages).await;
-        std::iter::zip(updates, outcomes)
-            .map(|(update, outcome)| {
-                outcome.map_err(|error| match (update, error.errno()) {
-                    (Update::Add(address), Some(Errno::ADDRNOTAVAIL | Errno::INVAL)) => {
-                        Error::NotAssignable(*address)
-                    }
-                    _ => error.into(),
-                })
-            })
-            .collect()
+        let messages = updates.iter().map(|update| update_message(*update, link));
+        let failures = self.socket.batch(messages).await.into_iter();
+        let meaning = |(index, error): (usize, NetlinkError)| match (updates.get(index), error.errno()) {
+            (Some(Update::Add(address)), Some(Errno::ADDRNOTAVAIL | Errno::INVAL)) => {
+                (index, Error::NotAssignable(*address))
+            }
+            _ => (index, error.into()),
+        };
+        failures.map(meaning).collect()
     }
 
     /// Waits for the next event. Nothing is lost when the future is dropped. What we did ourselves is not told.

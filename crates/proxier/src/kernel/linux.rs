@@ -1,7 +1,7 @@
 //! The real kernel.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
     net::{IpAddr, Ipv4Addr},
 };
@@ -197,15 +197,18 @@ impl Linux {
     }
 
     /// Carries out either updates of elements or changes of the ports.
-    async fn apply_netfilter(&mut self, operations: &[&Operation]) -> Vec<Result<(), Failure>> {
+    async fn apply_netfilter(&mut self, operations: &[&Operation]) -> BTreeMap<usize, Failure> {
         if let [Operation::SourcePorts(source_ports)] = operations {
-            let result = self.set_source_ports(*source_ports).await;
-            return vec![result.map_err(|error| Failure::unknown(&error))];
+            let failure = self.set_source_ports(*source_ports).await.err();
+            return failure
+                .map(|error| (0, Failure::unknown(&error)))
+                .into_iter()
+                .collect();
         }
         let updates: Vec<_> = operations.iter().filter_map(netfilter_update).collect();
-        let results = self.update_elements(&updates).await;
-        std::iter::zip(&updates, results)
-            .map(|(update, result)| of_netfilter(update, result))
+        let failures = self.update_elements(&updates).await.into_iter();
+        failures
+            .filter_map(|(index, error)| Some((index, of_netfilter(updates.get(index)?, error)?)))
             .collect()
     }
 
@@ -278,21 +281,25 @@ impl Linux {
         Ok(observed)
     }
 
-    async fn update_elements(&mut self, updates: &[netfilter::Update]) -> Vec<Result<(), netfilter::Error>> {
-        let mut now = Vec::with_capacity(updates.len());
-        for update in updates {
+    async fn update_elements(&mut self, updates: &[netfilter::Update]) -> BTreeMap<usize, netfilter::Error> {
+        if self.waiting.is_empty() {
+            return self.netfilter.update(updates).await;
+        }
+        let (mut places, mut now) = (Vec::new(), Vec::new());
+        for (place, update) in updates.iter().enumerate() {
             match (self.waiting.get_mut(&update.family()), update) {
                 (Some(waiting), netfilter::Update::Add(element)) => _ = waiting.insert(*element),
                 (Some(waiting), netfilter::Update::Remove(element)) => _ = waiting.remove(element),
-                (None, update) => now.push(*update),
+                (None, update) => {
+                    places.push(place);
+                    now.push(*update);
+                }
             }
         }
-        let mut results = self.netfilter.update(&now).await.into_iter();
-        let result = |update: &netfilter::Update| match self.waiting.contains_key(&update.family()) {
-            true => Ok(()),
-            false => results.next().unwrap_or(Ok(())),
-        };
-        updates.iter().map(result).collect()
+        let failures = self.netfilter.update(&now).await.into_iter();
+        failures
+            .filter_map(|(index, error)| Some((*places.get(index)?, error)))
+            .collect()
     }
 
     async fn count_connections(
@@ -486,31 +493,35 @@ impl Kernel for Linux {
         ensured.map_err(|error| Failure::unknown(&error))
     }
 
-    async fn apply(&mut self, operations: &[&Operation]) -> Vec<Result<(), Failure>> {
+    async fn apply(&mut self, operations: &[&Operation]) -> BTreeMap<usize, Failure> {
         match operations.first() {
             Some(Operation::Netfilter(_) | Operation::SourcePorts(_)) => {
-                let mut results = Vec::with_capacity(operations.len());
+                let (mut done, mut failures) = (0, BTreeMap::new());
                 let updates = |operation: &&Operation| netfilter_update(operation).is_some();
                 for group in operations.chunk_by(|a, b| updates(a) == updates(b)) {
-                    results.extend(self.apply_netfilter(group).await);
+                    let failed = self.apply_netfilter(group).await.into_iter();
+                    failures.extend(failed.map(|(index, failure)| (done + index, failure)));
+                    done += group.len();
                 }
-                results
+                failures
             }
             Some(Operation::Ipvs(_)) => {
-                let commands: Vec<_> = operations.iter().filter_map(ipvs_command).collect();
-                let results = self.ipvs.batch(commands.iter().copied()).await;
-                std::iter::zip(commands, results)
-                    .map(|(command, result)| of_ipvs(command, result))
-                    .collect()
+                let commands = operations.iter().filter_map(ipvs_command);
+                let failures = self.ipvs.batch(commands).await.into_iter();
+                let failure = |(index, error)| {
+                    let command = operations.get(index).and_then(ipvs_command)?;
+                    Some((index, of_ipvs(command, error)?))
+                };
+                failures.filter_map(failure).collect()
             }
             Some(Operation::Link(_)) => {
                 let updates: Vec<_> = operations.iter().filter_map(link_update).collect();
-                let results = self.link.update(&updates).await;
-                std::iter::zip(&updates, results)
-                    .map(|(update, result)| of_link(update, result))
+                let failures = self.link.update(&updates).await.into_iter();
+                failures
+                    .filter_map(|(index, error)| Some((index, of_link(updates.get(index)?, error)?)))
                     .collect()
             }
-            None => Vec::new(),
+            None => BTreeMap::new(),
         }
     }
 
@@ -542,13 +553,12 @@ impl Kernel for Linux {
         flows.map_err(|error| Failure::unknown(&error))
     }
 
-    async fn end_flows(&mut self, flows: &[Flow]) -> Vec<Result<(), Failure>> {
-        let results = self.conntrack.end(flows).await.into_iter();
-        results
-            .map(|result| match result {
-                Ok(()) | Err(conntrack::Error::NotFound) => Ok(()),
-                Err(error) => Err(Failure::unknown(&error)),
-            })
+    async fn end_flows(&mut self, flows: &[Flow]) -> BTreeMap<usize, Failure> {
+        let mut failures = self.conntrack.end(flows).await;
+        failures.retain(|_, error| *error != conntrack::Error::NotFound);
+        let failures = failures.into_iter();
+        failures
+            .map(|(index, error)| (index, Failure::unknown(&error)))
             .collect()
     }
 
@@ -586,40 +596,35 @@ fn link_update(operation: &&Operation) -> Option<link::Update> {
 }
 
 /// What was to go and is not there is as good as gone.
-fn of_netfilter(update: &netfilter::Update, result: Result<(), netfilter::Error>) -> Result<(), Failure> {
-    match (update, result) {
-        (_, Ok(())) => Ok(()),
-        (netfilter::Update::Remove(_), Err(netfilter::Error::NotFound)) => Ok(()),
+fn of_netfilter(update: &netfilter::Update, error: netfilter::Error) -> Option<Failure> {
+    match (update, error) {
+        (netfilter::Update::Remove(_), netfilter::Error::NotFound) => None,
         // The table, or its base, has gone or changed under us.
-        (_, Err(error @ (netfilter::Error::NotFound | netfilter::Error::Exists))) => {
-            Err(Failure::unknown(&error))
+        (_, error @ (netfilter::Error::NotFound | netfilter::Error::Exists)) => {
+            Some(Failure::unknown(&error))
         }
-        (_, Err(error)) if error.outcome_unknown() => Err(Failure::unknown(&error)),
-        (_, Err(error)) => Err(Failure::refused(&error)),
+        (_, error) if error.outcome_unknown() => Some(Failure::unknown(&error)),
+        (_, error) => Some(Failure::refused(&error)),
     }
 }
 
-fn of_ipvs(command: &Command, result: Result<(), ipvs::Error>) -> Result<(), Failure> {
-    match (command, result) {
-        (_, Ok(())) => Ok(()),
-        (Command::DelService(_) | Command::DelDestination(..), Err(error)) if error.is_not_found() => Ok(()),
+fn of_ipvs(command: &Command, error: ipvs::Error) -> Option<Failure> {
+    match command {
+        Command::DelService(_) | Command::DelDestination(..) if error.is_not_found() => None,
         // Somebody else was there between our last reading and this.
-        (_, Err(error))
-            if error.is_not_found() || error.is_already_exists() || error.is_outcome_unknown() =>
-        {
-            Err(Failure::unknown(&error))
+        _ if error.is_not_found() || error.is_already_exists() || error.is_outcome_unknown() => {
+            Some(Failure::unknown(&error))
         }
-        (_, Err(error)) => Err(Failure::refused(&error)),
+        _ => Some(Failure::refused(&error)),
     }
 }
 
-fn of_link(update: &link::Update, result: Result<(), link::Error>) -> Result<(), Failure> {
-    match (update, result) {
-        (_, Ok(())) => Ok(()),
-        (link::Update::Remove(_), Err(link::Error::NotFound)) => Ok(()),
-        (_, Err(error @ link::Error::NoLink)) => Err(Failure::unknown(&error)),
-        (_, Err(error)) if error.outcome_unknown() => Err(Failure::unknown(&error)),
-        (_, Err(error)) => Err(Failure::refused(&error)),
+fn of_link(update: &link::Update, error: link::Error) -> Option<Failure> {
+    match (update, error) {
+        (link::Update::Remove(_), link::Error::NotFound) => None,
+        (_, error @ link::Error::NoLink) => Some(Failure::unknown(&error)),
+        (_, error) if error.outcome_unknown() => Some(Failure::unknown(&error)),
+        (_, error) => Some(Failure::refused(&error)),
     }
 }
 

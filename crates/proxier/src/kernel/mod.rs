@@ -1,7 +1,7 @@
 //! The kernel's side: drivers that carry out operations and read the state back. They hold no policy.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     future::Future,
     net::IpAddr,
@@ -100,8 +100,8 @@ pub trait Kernel {
     /// Tells clients in the cluster from others in this way from now on, while all Services go on.
     fn detect_local(&mut self, detector: LocalDetector) -> impl Future<Output = Result<(), Failure>>;
 
-    /// Carries out operations of one driver, in their order. Returns a result for each.
-    fn apply(&mut self, operations: &[&Operation]) -> impl Future<Output = Vec<Result<(), Failure>>>;
+    /// Carries out operations of one driver, in their order. Returns what failed, by its index.
+    fn apply(&mut self, operations: &[&Operation]) -> impl Future<Output = BTreeMap<usize, Failure>>;
 
     /// Reads the node's own addresses.
     fn own_addresses(&mut self) -> impl Future<Output = Result<Vec<IpAddr>, Failure>>;
@@ -119,8 +119,8 @@ pub trait Kernel {
     /// Reads the UDP flows of a family that are tracked. A reading that is not whole is an error (I3).
     fn udp_flows(&mut self, family: Family) -> impl Future<Output = Result<Vec<Flow>, Failure>>;
 
-    /// Ends tracked flows. Returns a result for each.
-    fn end_flows(&mut self, flows: &[Flow]) -> impl Future<Output = Vec<Result<(), Failure>>>;
+    /// Ends tracked flows. Returns what failed, by its index.
+    fn end_flows(&mut self, flows: &[Flow]) -> impl Future<Output = BTreeMap<usize, Failure>>;
 
     /// Waits for something that we did not do. Dropping the future loses nothing.
     fn event(&mut self) -> impl Future<Output = Event>;

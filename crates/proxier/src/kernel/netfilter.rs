@@ -39,7 +39,7 @@ mod ruleset;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use foldhash::{HashSet, HashSetExt};
 use ipnet::IpNet;
@@ -535,16 +535,16 @@ impl Netfilter {
     }
 
     /// Changes elements, in order and atomically, except that the kernel's refusal of one does not stop the
-    /// others (I5). Returns a result for each.
-    pub async fn update(&mut self, updates: &[Update]) -> Vec<Result<(), Error>> {
+    /// others (I5). Returns what failed, by its index.
+    pub async fn update(&mut self, updates: &[Update]) -> BTreeMap<usize, Error> {
         if updates.len() < UNHEARD {
             return self.change(updates).await;
         }
         let before = self.stop_listening().await;
-        let results = self.change(updates).await;
-        let changed = results.iter().any(Result::is_ok);
+        let failures = self.change(updates).await;
+        let changed = failures.len() < updates.len();
         self.listen_again(before, u32::from(changed)).await;
-        results
+        failures
     }
 
     /// Hears of nothing more; returns the generation that nftables is of.
@@ -573,37 +573,28 @@ impl Netfilter {
         told.iter().find_map(listing::read_generation)
     }
 
-    async fn change(&mut self, updates: &[Update]) -> Vec<Result<(), Error>> {
-        let mut results = vec![Ok(()); updates.len()];
+    async fn change(&mut self, updates: &[Update]) -> BTreeMap<usize, Error> {
+        let mut failures = BTreeMap::new();
         loop {
-            let remaining: Vec<_> = results
-                .iter()
-                .enumerate()
-                .filter(|(_, result)| result.is_ok())
-                .map(|(index, _)| index)
-                .collect();
-            let messages = remaining
-                .iter()
-                .filter_map(|index| updates.get(*index))
-                .map(update_message);
-            let mut fail = |index: Option<&usize>, error: Error| {
-                if let Some(result) = index.and_then(|index| results.get_mut(*index)) {
-                    *result = Err(error);
-                }
-            };
-            match self.transaction(messages).await {
-                Ok(()) => return results,
+            let is_left = |(index, _): &(usize, _)| !failures.contains_key(index);
+            let left = || updates.iter().enumerate().filter(is_left);
+            match self
+                .transaction(left().map(|(_, update)| update_message(update)))
+                .await
+            {
+                Ok(()) => return failures,
                 // At least one each time, so that this ends.
                 Err(TransactionError::Refused(refusals)) => {
-                    for (index, error) in refusals {
-                        fail(remaining.get(index), NetlinkError::from(error).into());
-                    }
+                    let left: Vec<_> = left().map(|(index, _)| index).collect();
+                    let refused = refusals.into_iter().filter_map(|(place, error)| {
+                        Some((*left.get(place)?, NetlinkError::from(error).into()))
+                    });
+                    failures.extend(refused);
                 }
                 Err(TransactionError::Failed(error)) => {
-                    remaining
-                        .iter()
-                        .for_each(|index| fail(Some(index), error.clone().into()));
-                    return results;
+                    let failed: Vec<_> = left().map(|(index, _)| (index, error.clone().into())).collect();
+                    failures.extend(failed);
+                    return failures;
                 }
             }
         }

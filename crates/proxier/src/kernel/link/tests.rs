@@ -116,17 +116,18 @@ fn addresses_are_added_listed_and_removed() {
     in_new_netns(async |mut link| {
         let addresses = [ip("10.96.0.10"), ip("fd00::1")];
         let add = addresses.map(Update::Add);
-        assert_eq!(link.update(&add).await, [Err(Error::NoLink), Err(Error::NoLink)]);
+        let no_link = [(0, Error::NoLink), (1, Error::NoLink)];
+        assert_eq!(link.update(&add).await, BTreeMap::from(no_link));
         make_service_link(&mut link).await;
 
-        assert_eq!(link.update(&add).await, [Ok(()), Ok(())]);
+        assert_eq!(link.update(&add).await, BTreeMap::new());
         assert_eq!(
             link.update(&add).await,
-            [Ok(()), Ok(())],
+            BTreeMap::new(),
             "they may be there already"
         );
         let node = [update_message(Update::Add(ip("192.0.2.1")), LOOPBACK)];
-        assert_eq!(link.socket.batch(node).await, [Ok(())]);
+        assert_eq!(link.socket.batch(node).await, BTreeMap::new());
         let listed = Addresses {
             service: addresses.to_vec(),
             node: vec![ip("192.0.2.1")],
@@ -134,7 +135,7 @@ fn addresses_are_added_listed_and_removed() {
         assert_eq!(link.addresses().await, Ok(listed));
 
         let remove = [ip("10.96.0.11"), addresses[0], addresses[1]].map(Update::Remove);
-        assert_eq!(link.update(&remove).await, [Err(Error::NotFound), Ok(()), Ok(())]);
+        assert_eq!(link.update(&remove).await, BTreeMap::from([(0, Error::NotFound)]));
         assert!(link.addresses().await.unwrap().service.is_empty());
 
         assert_eq!(link.delete().await, Ok(()));
@@ -150,7 +151,7 @@ fn what_others_do_is_told() {
         make_service_link(&mut link).await;
         let index = link.index.unwrap();
         let address = ip("10.96.0.10");
-        assert_eq!(link.update(&[Update::Add(address)]).await, [Ok(())]);
+        assert_eq!(link.update(&[Update::Add(address)]).await, BTreeMap::new());
         assert_eq!(next(&mut link).await, None, "we did that ourselves");
 
         let mut other = Socket::connect(NETLINK_ROUTE).unwrap();
@@ -160,7 +161,7 @@ fn what_others_do_is_told() {
             update_message(Update::Add(ip("192.0.2.1")), LOOPBACK),
             update_message(Update::Add(ip("192.0.2.2")), LOOPBACK),
         ]);
-        assert_eq!(done.await, vec![Ok(()); 4]);
+        assert_eq!(done.await, BTreeMap::new());
         assert_eq!(
             next(&mut link).await,
             Some(Event::ServiceAddress {
@@ -180,7 +181,10 @@ fn what_others_do_is_told() {
             .await
             .unwrap();
         assert_eq!(next(&mut link).await, Some(Event::ServiceLinkGone));
-        assert_eq!(link.update(&[Update::Add(address)]).await, [Err(Error::NoLink)]);
+        assert_eq!(
+            link.update(&[Update::Add(address)]).await,
+            BTreeMap::from([(0, Error::NoLink)])
+        );
     });
 }
 
@@ -193,7 +197,7 @@ fn thousands_of_addresses_of_our_own_overrun_nothing() {
             .map(|n| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a60_0000 + n)))
             .collect();
         let add: Vec<_> = addresses.iter().map(|address| Update::Add(*address)).collect();
-        assert_eq!(link.update(&add).await, vec![Ok(()); 12_000]);
+        assert_eq!(link.update(&add).await, BTreeMap::new());
         assert_eq!(link.addresses().await.unwrap().service, addresses);
         assert_eq!(next(&mut link).await, None);
     });

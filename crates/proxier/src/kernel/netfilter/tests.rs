@@ -221,7 +221,7 @@ fn the_base_is_written_once_and_keeps_the_elements() {
                 Element::Hairpin(address),
             ]);
             let updates: Vec<_> = elements.iter().map(|element| Update::Add(*element)).collect();
-            assert_eq!(netfilter.update(&updates).await, vec![Ok(()); 6]);
+            assert_eq!(netfilter.update(&updates).await, BTreeMap::new());
             assert_eq!(netfilter.elements(family).await.map(sorted), Ok(elements.clone()));
 
             let changed = Ruleset {
@@ -267,10 +267,10 @@ fn one_refused_element_stops_no_other() {
         netfilter.ensure_base(Family::Inet, &ruleset()).await.unwrap();
         let before = service("192.0.2.1", 80, Treatment::External(External::Local));
         let after = service("192.0.2.1", 80, Treatment::External(External::Masquerade));
-        assert_eq!(netfilter.update(&[Update::Add(before)]).await, [Ok(())]);
+        assert_eq!(netfilter.update(&[Update::Add(before)]).await, BTreeMap::new());
         assert_eq!(
             netfilter.update(&[Update::Add(after)]).await,
-            [Err(Error::Exists)]
+            BTreeMap::from([(0, Error::Exists)])
         );
 
         let missing = service("192.0.2.2", 80, Treatment::External(External::Local));
@@ -283,7 +283,7 @@ fn one_refused_element_stops_no_other() {
         ];
         assert_eq!(
             netfilter.update(&updates).await,
-            [Err(Error::NotFound), Ok(()), Ok(()), Err(Error::NotFound)],
+            BTreeMap::from([(0, Error::NotFound), (3, Error::NotFound)]),
             "the table of IPv6 was not made"
         );
         assert_eq!(netfilter.elements(Family::Inet).await, Ok(vec![after]));
@@ -308,7 +308,7 @@ fn tens_of_thousands_of_elements_change_at_once() {
             })
             .collect();
         let add: Vec<_> = elements.iter().map(|element| Update::Add(*element)).collect();
-        assert!(netfilter.update(&add).await.iter().all(Result::is_ok));
+        assert_eq!(netfilter.update(&add).await, BTreeMap::new());
         assert_eq!(
             netfilter.elements(Family::Inet).await.map(sorted),
             Ok(sorted(elements.clone()))
@@ -324,10 +324,11 @@ fn tens_of_thousands_of_elements_change_at_once() {
                 ))
             })
             .collect();
-        assert_eq!(netfilter.update(&wrong).await, vec![Err(Error::NotFound); 20_000]);
+        let failures = (0..20_000).map(|index| (index, Error::NotFound));
+        assert_eq!(netfilter.update(&wrong).await, failures.collect());
 
         let remove: Vec<_> = elements.iter().map(|element| Update::Remove(*element)).collect();
-        assert!(netfilter.update(&remove).await.iter().all(Result::is_ok));
+        assert_eq!(netfilter.update(&remove).await, BTreeMap::new());
         assert_eq!(netfilter.elements(Family::Inet).await, Ok(vec![]));
     });
 }
@@ -346,7 +347,7 @@ fn only_the_changes_of_others_to_our_tables_are_told() {
         let mut other = Netfilter::connect().unwrap();
         netfilter.ensure_base(Family::Inet, &ruleset()).await.unwrap();
         let hairpin = Update::Add(Element::Hairpin("10.244.0.5".parse().unwrap()));
-        assert_eq!(netfilter.update(&[hairpin]).await, [Ok(())]);
+        assert_eq!(netfilter.update(&[hairpin]).await, BTreeMap::new());
         let table = TableMessage {
             attributes: vec![TableAttribute::Name("foreign".to_owned())],
         };
@@ -374,28 +375,18 @@ fn what_others_change_while_nobody_listens_is_known() {
             })
             .collect();
 
-        assert!(netfilter.update(&hairpins).await.iter().all(Result::is_ok));
+        assert_eq!(netfilter.update(&hairpins).await, BTreeMap::new());
         assert!(!is_told(&mut netfilter).await, "we did that ourselves");
-        assert!(
-            netfilter
-                .update(&vec![
-                    Update::Remove(Element::Hairpin(
-                        "192.0.2.1".parse().unwrap()
-                    ));
-                    UNHEARD
-                ])
-                .await
-                .iter()
-                .all(Result::is_err)
-        );
+        let missing = Update::Remove(Element::Hairpin("192.0.2.1".parse().unwrap()));
+        assert_eq!(netfilter.update(&vec![missing; UNHEARD]).await.len(), UNHEARD);
         assert!(!is_told(&mut netfilter).await, "nothing was done");
 
         let before = netfilter.stop_listening().await;
-        assert_eq!(other.change(&hairpins[..1]).await, [Ok(())]);
+        assert_eq!(other.change(&hairpins[..1]).await, BTreeMap::new());
         let [Update::Add(element), ..] = hairpins[..] else {
             unreachable!()
         };
-        assert_eq!(other.change(&[Update::Remove(element)]).await, [Ok(())]);
+        assert_eq!(other.change(&[Update::Remove(element)]).await, BTreeMap::new());
         netfilter.listen_again(before, 0).await;
         assert!(is_told(&mut netfilter).await);
         assert!(!is_told(&mut netfilter).await, "once");
