@@ -94,21 +94,23 @@ impl Phases {
 
     /// While an object is wanted, its elements are replaced before anything else. The last go at the end.
     fn elements(&mut self, key: Key, wanted: impl Iterator<Item = Element> + Clone, has: &[Element]) {
-        // As a rule, when everything is verified.
+        // As a rule: when a Service comes, and when everything is verified.
+        if has.is_empty() {
+            return wanted.for_each(|element| push(&mut self.prepare, key, netfilter::Update::Add(element)));
+        }
         if wanted.clone().eq(has.iter().copied()) {
             return;
         }
-        let phase = match wanted.clone().next() {
-            Some(_) => &mut self.prepare,
-            None => &mut self.finish,
+        let wanted: Set<_> = wanted.collect();
+        let phase = match wanted.is_empty() {
+            false => &mut self.prepare,
+            true => &mut self.finish,
         };
-        if !has.is_empty() {
-            let wanted: Set<_> = wanted.clone().collect();
-            has.iter()
-                .filter(|element| !wanted.contains(element))
-                .for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
-        }
+        has.iter()
+            .filter(|element| !wanted.contains(element))
+            .for_each(|element| push(phase, key, netfilter::Update::Remove(*element)));
         wanted
+            .into_iter()
             .filter(|element| has.binary_search(element).is_err())
             .for_each(|element| push(phase, key, netfilter::Update::Add(element)));
     }
