@@ -63,6 +63,7 @@ impl Handle {
     /// follow.
     ///
     /// A thousand commands are about one system call and one acknowledgement.
+    #[must_use = "what failed"]
     pub async fn batch<'a>(
         &mut self,
         commands: impl IntoIterator<Item = &'a Command> + Clone,

@@ -68,6 +68,7 @@ impl Socket {
     ///
     /// Acknowledgements are this method's business: `NLM_F_ACK` of the messages is ignored, and so are replies
     /// other than errors.
+    #[must_use = "what failed"]
     pub async fn batch<T: NetlinkSerializable>(
         &mut self,
         messages: impl IntoIterator<Item = NetlinkMessage<T>>,

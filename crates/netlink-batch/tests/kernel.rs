@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 
 use netlink_batch::{Errno, Error, KernelError, Notifications, Socket};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
@@ -16,6 +17,12 @@ use rustix::thread::UnshareFlags;
 
 const LOOPBACK: u32 = 1;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
+
+/// Gives the loopback device addresses that it does not have.
+async fn add(socket: &mut Socket, numbers: Range<u32>) {
+    let failures = socket.batch(numbers.map(|n| new_address(nth(n), LOOPBACK))).await;
+    assert!(failures.is_empty(), "{failures:?}");
+}
 
 /// Runs a test in a new network namespace, of which nothing is left when the thread ends.
 fn in_new_netns(test: impl Future<Output = ()>) {
@@ -127,8 +134,7 @@ fn every_message_of_a_batch_that_is_refused_throughout_has_its_error() {
 fn one_failure_among_thousands_is_told_by_its_index() {
     in_new_netns(async {
         let mut socket = Socket::connect(NETLINK_ROUTE).unwrap();
-        let failures = socket.batch([new_address(nth(2500), LOOPBACK)]).await;
-        assert!(failures.is_empty(), "{failures:?}");
+        add(&mut socket, 2500..2501).await;
 
         let failures = socket
             .batch((0..5000).map(|n| new_address(nth(n), LOOPBACK)))
@@ -154,9 +160,7 @@ fn one_failure_among_thousands_is_told_by_its_index() {
 fn a_dump_that_was_given_up_does_not_disturb_the_next_operation() {
     in_new_netns(async {
         let mut socket = Socket::connect(NETLINK_ROUTE).unwrap();
-        socket
-            .batch((0..2000).map(|n| new_address(nth(n), LOOPBACK)))
-            .await;
+        add(&mut socket, 0..2000).await;
         // A message that the decoder refuses, in the first of several datagrams.
         let dump: Result<Vec<Undecodable>, _> = socket.dump(NetlinkMessage::from(Undecodable)).await;
         assert!(matches!(dump, Err(Error::Decode(_))), "{dump:?}");
@@ -170,7 +174,7 @@ fn notifications_tell_what_was_done() {
     in_new_netns(async {
         let mut notifications = Notifications::subscribe(NETLINK_ROUTE, &[RTNLGRP_IPV4_IFADDR]).unwrap();
         let mut socket = Socket::connect(NETLINK_ROUTE).unwrap();
-        socket.batch([new_address(nth(1), LOOPBACK)]).await;
+        add(&mut socket, 1..2).await;
         let told = notifications.next::<RouteNetlinkMessage>().await.unwrap();
         let [RouteNetlinkMessage::NewAddress(address)] = &told[..] else {
             panic!("{told:?}")
@@ -183,9 +187,9 @@ fn notifications_tell_what_was_done() {
 
         // Not what is done through the socket that is to be ignored.
         notifications.ignore(socket.port().unwrap()).unwrap();
-        socket.batch([new_address(nth(2), LOOPBACK)]).await;
+        add(&mut socket, 2..3).await;
         let mut other = Socket::connect(NETLINK_ROUTE).unwrap();
-        other.batch([new_address(nth(3), LOOPBACK)]).await;
+        add(&mut other, 3..4).await;
         let told = notifications.try_next::<RouteNetlinkMessage>().unwrap().unwrap();
         let [RouteNetlinkMessage::NewAddress(address)] = &told[..] else {
             panic!("{told:?}")
@@ -198,9 +202,7 @@ fn notifications_tell_what_was_done() {
         assert_eq!(notifications.try_next::<RouteNetlinkMessage>(), None);
 
         // More than the receive buffer takes, unread.
-        other
-            .batch((10..15_000).map(|n| new_address(nth(n), LOOPBACK)))
-            .await;
+        add(&mut other, 10..15_000).await;
         let mut seen = 0;
         loop {
             match notifications.next::<RouteNetlinkMessage>().await {
