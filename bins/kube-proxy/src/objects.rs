@@ -35,8 +35,13 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// The API's default for `spec.sessionAffinityConfig.clientIP.timeoutSeconds`.
 const AFFINITY_SECONDS: u32 = 3 * 60 * 60;
 
+/// What is read in both of the API's encodings.
+pub(crate) trait Decode: DeserializeOwned + Message + Default + fmt::Debug {}
+
+impl<T: DeserializeOwned + Message + Default + fmt::Debug> Decode for T {}
+
 /// An object that sources read.
-pub(crate) trait Object: DeserializeOwned + Message + Default + fmt::Debug + 'static {
+pub(crate) trait Object: Decode + 'static {
     /// The path of the API's group and version.
     const API: &str;
     const KIND: &str;
@@ -65,6 +70,31 @@ pub(crate) struct Converted {
     /// Nothing if the object has not even a name.
     pub(crate) change: Option<Change>,
     pub(crate) problems: Vec<Problem>,
+}
+
+impl Converted {
+    /// Of an object that is as good as gone where `change` makes nothing of it, and nothing at all without a name.
+    fn of_named<O: Object>(
+        object: &O,
+        change: impl FnOnce(ObjectName, &mut Problems) -> Option<Change>,
+    ) -> Self {
+        let (name, mut problems) = (object.metadata().object_name(), Problems::default());
+        for (field, part) in [
+            ("metadata.namespace", &name.namespace),
+            ("metadata.name", &name.name),
+        ] {
+            if part.is_empty() {
+                problems.add(field.to_owned(), Reason::Missing);
+            }
+        }
+        let has_name = problems.0.is_empty();
+        let change = has_name.then(|| change(name.clone(), &mut problems).or_else(|| O::gone(name.clone())));
+        Self {
+            name,
+            change: change.flatten(),
+            problems: problems.0,
+        }
+    }
 }
 
 /// A field of an object that cannot be used.
@@ -384,21 +414,12 @@ impl Object for Service {
     }
 
     fn convert(&self) -> Converted {
-        let mut problems = Problems::default();
-        let name = self.metadata.object_name();
-        let change = problems.has_name(&name).then(|| {
-            let service = if self.is_for_others() {
-                None
-            } else {
-                self.model(name.clone(), &mut problems)
-            };
-            service.map_or_else(|| Change::ServiceGone(name.clone()), Change::Service)
-        });
-        Converted {
-            name,
-            change,
-            problems: problems.0,
-        }
+        Converted::of_named(self, |name, problems| {
+            if self.is_for_others() {
+                return None;
+            }
+            self.model(name, problems).map(Change::Service)
+        })
     }
 
     fn gone(name: ObjectName) -> Option<Change> {
@@ -579,17 +600,9 @@ impl Object for EndpointSlice {
     }
 
     fn convert(&self) -> Converted {
-        let mut problems = Problems::default();
-        let name = self.metadata.object_name();
-        let change = problems.has_name(&name).then(|| {
-            let slice = self.model(name.clone(), &mut problems);
-            slice.map_or_else(|| Change::EndpointSliceGone(name.clone()), Change::EndpointSlice)
-        });
-        Converted {
-            name,
-            change,
-            problems: problems.0,
-        }
+        Converted::of_named(self, |name, problems| {
+            self.model(name, problems).map(Change::EndpointSlice)
+        })
     }
 
     fn gone(name: ObjectName) -> Option<Change> {
@@ -792,19 +805,6 @@ pub(crate) struct Problems(pub(crate) Vec<Problem>);
 impl Problems {
     pub(crate) fn add(&mut self, field: String, reason: Reason) {
         self.0.push(Problem { field, reason });
-    }
-
-    /// Whether no part is missing.
-    fn has_name(&mut self, name: &ObjectName) -> bool {
-        for (field, part) in [
-            ("metadata.namespace", &name.namespace),
-            ("metadata.name", &name.name),
-        ] {
-            if part.is_empty() {
-                self.add(field.to_owned(), Reason::Missing);
-            }
-        }
-        self.0.is_empty()
     }
 
     fn address(&mut self, text: &str, field: impl FnOnce() -> String) -> Option<IpAddr> {

@@ -59,22 +59,13 @@ const VERY_SHORT: Duration = Duration::from_secs(1);
 /// Sends what the API server says of Services, EndpointSlices and our Node, with [`Change::Synced`] once it has
 /// said all, until nobody listens any more. An API server that cannot be reached is asked again and again.
 pub(crate) async fn run(client: Client, node_name: &str, health: &Arc<Health>, sink: Sink) {
-    let timeout = timeout_seconds();
-    let services = Selection {
-        labels: Some(format!("!{SERVICE_PROXY_NAME}")),
-        fields: Some("spec.clusterIP!=None".to_owned()),
-        timeout,
-    };
-    let slices = Selection {
-        labels: Some(format!("!{HEADLESS}")),
-        fields: None,
-        timeout,
-    };
-    let node = Selection {
-        labels: None,
-        fields: Some(format!("metadata.name={node_name}")),
-        timeout,
-    };
+    let all = WatchParams::default().timeout(timeout_seconds());
+    let services = all
+        .clone()
+        .labels(&format!("!{SERVICE_PROXY_NAME}"))
+        .fields("spec.clusterIP!=None");
+    let slices = all.clone().labels(&format!("!{HEADLESS}"));
+    let node = all.fields(&format!("metadata.name={node_name}"));
 
     let services = Watch::<Service>::new(client.clone(), services, health.clone(), sink.clone());
     let slices = Watch::<EndpointSlice>::new(client.clone(), slices, health.clone(), sink.clone());
@@ -127,38 +118,6 @@ struct Progress {
     objects: usize,
 }
 
-/// Which objects are followed.
-struct Selection {
-    /// `labelSelector`
-    labels: Option<String>,
-    /// `fieldSelector`
-    fields: Option<String>,
-    /// `timeoutSeconds` of a watch
-    timeout: u32,
-}
-
-impl Selection {
-    /// A watch from a version on, or one that begins with all objects.
-    fn watch(&self, initial: bool) -> WatchParams {
-        WatchParams {
-            label_selector: self.labels.clone(),
-            field_selector: self.fields.clone(),
-            timeout: Some(self.timeout),
-            bookmarks: true,
-            send_initial_events: initial,
-        }
-    }
-
-    fn list(&self) -> ListParams {
-        ListParams {
-            label_selector: self.labels.clone(),
-            field_selector: self.fields.clone(),
-            limit: Some(PAGE),
-            ..ListParams::default()
-        }
-    }
-}
-
 /// Why objects cannot be followed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -209,7 +168,8 @@ impl fmt::Display for Bottom<'_> {
 struct Watch<K> {
     client: Client,
     request: Request,
-    selection: Selection,
+    /// Which objects: without initial events, as one that goes on.
+    params: WatchParams,
     /// Whether the API server sends lists as the first events of a watch: the least work for both sides.
     streams: bool,
     /// `resourceVersion` from which to go on; none while there is no complete list.
@@ -224,11 +184,11 @@ struct Watch<K> {
 }
 
 impl<K: Object> Watch<K> {
-    fn new(client: Client, selection: Selection, health: Arc<Health>, sink: Sink) -> Self {
+    fn new(client: Client, params: WatchParams, health: Arc<Health>, sink: Sink) -> Self {
         Self {
             client,
             request: Request::new(format!("{}/{}", K::API, K::PLURAL)),
-            selection,
+            params,
             streams: true,
             version: None,
             health,
@@ -266,8 +226,13 @@ impl<K: Object> Watch<K> {
             self.list().await?;
         }
         let listing = self.version.is_none();
-        let (params, version) = (self.selection.watch(listing), self.version.as_deref());
-        let request = self.request.watch(&params, version.unwrap_or("0"));
+        let params = WatchParams {
+            send_initial_events: listing,
+            ..self.params.clone()
+        };
+        let request = self
+            .request
+            .watch(&params, self.version.as_deref().unwrap_or("0"));
         let (encoding, body) = self.ask(request).await?;
         if listing {
             self.begin_list();
@@ -302,7 +267,12 @@ impl<K: Object> Watch<K> {
     }
 
     async fn list(&mut self) -> Result<(), Error> {
-        let mut params = self.selection.list();
+        let mut params = ListParams {
+            label_selector: self.params.label_selector.clone(),
+            field_selector: self.params.field_selector.clone(),
+            limit: Some(PAGE),
+            ..ListParams::default()
+        };
         self.begin_list();
         loop {
             let (encoding, body) = self.ask(self.request.list(&params)).await?;
@@ -344,10 +314,8 @@ impl<K: Object> Watch<K> {
     fn end_list(&mut self) {
         let gone: Vec<_> = self.known.extract_if(|_, listed| !*listed).collect();
         gone.into_iter().for_each(|(name, _)| self.send(K::gone(name)));
-        self.progress.send_modify(|progress| {
-            progress.listed = true;
-            progress.objects = self.known.len();
-        });
+        self.note_objects();
+        self.progress.send_modify(|progress| progress.listed = true);
     }
 
     fn take(&mut self, event: Event<K>) -> Result<(), Error> {
@@ -408,12 +376,14 @@ impl<K: Object> Watch<K> {
 
 /// What an API server, or a proxy before it, says in the place of objects.
 async fn refusal(encoding: Encoding, response: Response<Body>) -> Result<Status, Error> {
-    let code = response.status();
+    let code = response.status().as_u16().into();
     let body = response.into_body().collect().await?.to_bytes();
-    Ok(encoding.object(body.clone()).unwrap_or_else(|_| Status {
-        message: String::from_utf8_lossy(&body).into_owned(),
-        code: code.as_u16().into(),
-    }))
+    let status = encoding.object(body.clone()).ok();
+    let message = status
+        .map(|status: Status| status.message)
+        .filter(|message| !message.is_empty())
+        .unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
+    Ok(Status { message, code })
 }
 
 /// Whether the other end has gone in the midst of an answer, without a word.
@@ -484,6 +454,8 @@ mod tests {
         List(Value),
         /// A status, and a reason.
         Refusal(u16),
+        /// A status, and what says no reason.
+        Bare(u16, &'static str),
         /// Events, and then silence.
         Events(Vec<(&'static str, Value)>),
         /// Events, and then the end.
@@ -551,25 +523,18 @@ mod tests {
             let content_type = encoding.content_type();
             format!("HTTP/1.1 {status} x\r\nContent-Type: {content_type}\r\nConnection: close\r\n\r\n")
         };
+        let all = |events: Vec<(&str, Value)>| {
+            let events = events.iter();
+            events
+                .flat_map(|(kind, object)| event(encoding, kind, object))
+                .collect()
+        };
         let (status, body, ends) = match answer(target) {
             Answer::List(objects) => (200, list(encoding, &objects), true),
             Answer::Refusal(code) => (code, encoding.write::<Status>(&status(code)), true),
-            Answer::Events(events) => (
-                200,
-                events
-                    .iter()
-                    .flat_map(|(kind, object)| event(encoding, kind, object))
-                    .collect(),
-                false,
-            ),
-            Answer::Ended(events) => (
-                200,
-                events
-                    .iter()
-                    .flat_map(|(kind, object)| event(encoding, kind, object))
-                    .collect(),
-                true,
-            ),
+            Answer::Bare(code, body) => (code, body.into(), true),
+            Answer::Events(events) => (200, all(events), false),
+            Answer::Ended(events) => (200, all(events), true),
         };
         stream.write_all(head(status).as_bytes()).await?;
         stream.write_all(&body).await?;
@@ -857,6 +822,29 @@ mod tests {
         })
         .await;
         assert_eq!(first_list(&mut changes).await, ["node", "ns/a with 1 ports"]);
+    }
+
+    /// The status of HTTP counts, also from a proxy that knows nothing of the API's.
+    #[tokio::test]
+    async fn a_refusal_may_have_any_body() {
+        for (encoding, body) in [
+            (Encoding::Json, r#"{"error": "no"}"#),
+            (Encoding::Json, "<html>"),
+            (Encoding::Protobuf, "no"),
+        ] {
+            let mut changes = changes_in(encoding, move |target| match target {
+                _ if !target.contains("/services?") => stream_of([node()]),
+                _ if target.contains("sendInitialEvents") => Answer::Bare(403, body),
+                _ if target.contains("watch=true") => Answer::Events(vec![]),
+                _ => list_of(json!([service("a", 80)])),
+            })
+            .await;
+            assert_eq!(
+                first_list(&mut changes).await,
+                ["node", "ns/a with 1 ports"],
+                "{body}"
+            );
+        }
     }
 
     /// A list that breaks off says nothing of what it lacks, and is begun anew.

@@ -3,7 +3,7 @@
 //! In Protocol Buffers an object is wrapped in a `runtime.Unknown` behind [`MAGIC`], and the events of a watch come each
 //! behind its length. In JSON each is a line.
 
-use std::{fmt::Debug, io};
+use std::io;
 
 use hyper::{
     HeaderMap,
@@ -11,13 +11,13 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderValue},
 };
 use prost::Message;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use tokio_util::{
     bytes::BytesMut,
     codec::{AnyDelimiterCodec, AnyDelimiterCodecError, Decoder, LengthDelimitedCodec},
 };
 
-use crate::objects::{Metadata, or_default};
+use crate::objects::{Decode, Metadata, or_default};
 
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// What `Accept` says: the first is a half of the bytes, and an API server has it at hand, because it stores objects so.
@@ -39,11 +39,6 @@ pub(super) enum Error {
     #[error(transparent)]
     Json(#[from] serde_json::Error),
 }
-
-/// What is read in both encodings.
-pub(super) trait Decode: DeserializeOwned + Message + Default + Debug {}
-
-impl<T: DeserializeOwned + Message + Default + Debug> Decode for T {}
 
 /// A list of objects, or a page of one.
 #[derive(Deserialize, Message)]
