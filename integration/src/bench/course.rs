@@ -42,7 +42,7 @@ pub struct Course {
 pub struct Flows {
     /// The objects.
     pub load: Load,
-    /// Who programs a node with them. A node of upstream's mode ipvs stays, and is measured with the later ones, too.
+    /// Who programs a node with them. The first nodes of a boot stay, and are measured with the later ones, too.
     pub proxiers: Vec<Proxier>,
     /// How many rounds there are.
     pub rounds: usize,
@@ -59,10 +59,20 @@ pub struct Outcome {
     pub first_syncs: Vec<FirstSync>,
     /// From the proxier's hearing of each change until the kernel has it.
     pub changes: Vec<f64>,
-    /// Of the last start, when it has been idle for a while, or its time was over.
-    pub memory: Option<Memory>,
+    /// Of the last start of each course, when it has been idle for a while, or its time was over.
+    pub memory: Vec<Memory>,
     /// Processor time for each second of idleness, of the programs that it runs, too.
     pub idle: Option<f64>,
+}
+
+impl Outcome {
+    /// Adds what came out of another course of the same proxier on the same objects.
+    pub fn add(&mut self, other: Self) {
+        self.first_syncs.extend(other.first_syncs);
+        self.changes.extend(other.changes);
+        self.memory.extend(other.memory);
+        self.idle = self.idle.or(other.idle);
+    }
 }
 
 /// What a part of the proxier takes, and what it is held against, in seconds, as the benchmark `limit` of the crate
@@ -91,8 +101,8 @@ pub struct FlowCosts {
 /// What connections cost through one node: the mean of each round, in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeCosts {
-    /// Who has programmed it. If nobody, clients ask an endpoint itself, whose packets the node forwards.
-    pub proxier: Option<Proxier>,
+    /// Who has programmed it.
+    pub proxier: Proxier,
     /// What is programmed.
     pub load: Load,
     /// A byte there and back on an established connection from a pod to a ClusterIP.
@@ -209,13 +219,13 @@ mod tests {
             course,
             first_syncs: Vec::new(),
             changes: vec![0.5],
-            memory: None,
+            memory: Vec::new(),
             idle: None,
         };
         let costs = FlowCosts {
             load,
             nodes: vec![NodeCosts {
-                proxier: None,
+                proxier: Proxier::Ours,
                 load,
                 round_trips: vec![0.5],
                 cluster_ip: Vec::new(),

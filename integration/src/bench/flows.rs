@@ -31,29 +31,28 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The nodes that are measured again among more Services.
 #[derive(Debug, Default)]
 pub struct Nodes {
-    kept: Vec<Node>,
+    fewest: Vec<Node>,
 }
 
 impl Nodes {
-    /// Has proxiers program their nodes, stops them, and measures all nodes in turns, with one that has no proxier.
+    /// Has proxiers program their nodes, stops them, and measures all nodes in turns, with those that were the first:
+    /// ours is held against itself among the fewest Services, and mode ipvs would take very long to program more.
     ///
     /// # Errors
     /// A proxier has not programmed everything in its time, or a connection fails.
     pub fn run(&mut self, course: &Flows) -> Result<FlowCosts> {
-        let mut nodes = std::mem::take(&mut self.kept);
-        for proxier in &course.proxiers {
-            nodes.push(Node::programmed(*proxier, course.load, course.patience)?);
-        }
-        nodes.push(Node::new("plain", None, course.load)?);
-        let mut costs: Vec<_> = nodes.iter().map(Node::no_costs).collect();
+        let programmed = |proxier: &Proxier| Node::programmed(*proxier, course.load, course.patience);
+        let programmed: Vec<_> = course.proxiers.iter().map(programmed).collect::<Result<_>>()?;
+        let nodes = || self.fewest.iter().chain(&programmed);
+        let mut costs: Vec<_> = nodes().map(Node::no_costs).collect();
         for _ in 0..course.rounds {
-            for (node, costs) in nodes.iter().zip(&mut costs) {
+            for (node, costs) in nodes().zip(&mut costs) {
                 node.round(costs)?;
             }
         }
-        // It would take very long to program more.
-        nodes.retain(|node| node.proxier == Some(Proxier::UpstreamIpvs));
-        self.kept = nodes;
+        if self.fewest.is_empty() {
+            self.fewest = programmed;
+        }
         Ok(FlowCosts {
             load: course.load,
             nodes: costs,
@@ -64,7 +63,7 @@ impl Nodes {
 /// A node between clients and the endpoints of all Services.
 #[derive(Debug)]
 struct Node {
-    proxier: Option<Proxier>,
+    proxier: Proxier,
     load: Load,
     // Before the namespaces, which sockets keep alive.
     listener: TcpListener,
@@ -82,7 +81,7 @@ impl Node {
             Proxier::UpstreamNftables => "nftables",
             Proxier::KubeRouter => "router",
         };
-        let node = Self::new(name, Some(proxier), load)?;
+        let node = Self::new(&format!("{name}-{}", load.services), proxier, load)?;
         let uplink = Uplink::connect(&node.namespace)?;
         uplink.load(load)?;
         // Killed with this value, so that it takes no time from the packets; what it has programmed stays.
@@ -95,7 +94,7 @@ impl Node {
         })
     }
 
-    fn new(name: &str, proxier: Option<Proxier>, load: Load) -> Result<Self> {
+    fn new(name: &str, proxier: Proxier, load: Load) -> Result<Self> {
         let namespace = Namespace::new(name)?;
         let machine = |kind: &str, address: &str, link: &str, gateway: Ipv4Addr| {
             let machine = Namespace::new(&format!("{name}-{kind}"))?;
@@ -153,20 +152,14 @@ impl Node {
     }
 
     fn round(&self, costs: &mut NodeCosts) -> Result<()> {
-        let endpoint = (Load::endpoint(0), Load::TARGET_PORT);
-        // Without a proxier, clients know an endpoint themselves.
-        let (cluster_ip, node_port) = match self.proxier {
-            Some(_) => ((Load::cluster_ip(0), Load::PORT), (NODE, Load::NODE_PORT)),
-            None => (endpoint, endpoint),
-        };
-        let connection = || self.connect(cluster_ip.into());
+        let connection = || self.connect((Load::cluster_ip(0), Load::PORT).into());
         let (round_trip, to_cluster_ip) = self.pod.enter(|| {
             let mut ends = connection()?;
             let round_trip = mean(ROUND_TRIPS, || there_and_back(&mut ends))?;
             let connection = mean(CONNECTIONS, || there_and_back(&mut connection()?))?;
             Ok((round_trip, connection))
         })?;
-        let connection = || self.connect(node_port.into());
+        let connection = || self.connect((NODE, Load::NODE_PORT).into());
         let to_node_port = self.outside.enter(|| {
             // The first finds out neighbours' addresses, as it does above.
             drop(connection()?);

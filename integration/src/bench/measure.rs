@@ -102,7 +102,7 @@ pub fn run(course: &Course) -> Result<Outcome> {
         course: *course,
         first_syncs: Vec::new(),
         changes: Vec::new(),
-        memory: None,
+        memory: Vec::new(),
         idle: None,
     };
     for number in 1..=course.starts {
@@ -112,7 +112,7 @@ pub fn run(course: &Course) -> Result<Outcome> {
         outcome.first_syncs.extend(started.first_sync);
         if number == course.starts {
             thread::sleep(REST);
-            outcome.memory = Some(memory(&started.running)?);
+            outcome.memory.push(memory(&started.running)?);
             if started.first_sync.is_some() {
                 outcome.changes = changes(course, &node)?;
             }

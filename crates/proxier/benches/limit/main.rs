@@ -19,6 +19,7 @@ mod tape;
 
 use std::{
     pin::Pin,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -53,6 +54,9 @@ const MOMENT: Duration = Duration::from_millis(20);
 /// How many endpoints a burst replaces.
 const BURST: usize = 1000;
 
+/// How many Services there are beside many, to see whether a change depends on their number.
+const FEW: usize = 100;
+
 /// How many single changes are timed in a repetition.
 const CHANGES: usize = 50;
 
@@ -77,7 +81,6 @@ fn main() {
     for _ in 0..repetitions {
         bench.run_ours(&mut runs);
         bench.run_replay(&tapes, &mut runs);
-        runs.few.push(bench.change(services.min(100)));
     }
     let size = format!("{services} x {endpoints}");
     let print = |what: &str, ours: &[f64], theirs: &[f64]| {
@@ -138,23 +141,37 @@ impl Bench {
     }
 
     fn run_ours(&self, runs: &mut Runs) {
-        in_namespace(|| async {
-            let mut proxier = Proxier::start(self.services, self.endpoints).await;
-            runs.ours.first_sync.push(proxier.first_sync(self.recorder).await);
-            runs.many.push(proxier.change(self.endpoints).await);
-            runs.ours.burst.push(proxier.burst(self.endpoints).await);
-            let (time, _) = proxier.verification(self.recorder).await;
-            runs.ours.verification.push(time);
+        std::thread::scope(|scope| {
+            let (ask, asked) = mpsc::channel();
+            let (tell, told) = mpsc::channel();
+            let among_few = || async move {
+                let mut proxier = Proxier::start(self.services.min(FEW), self.endpoints).await;
+                proxier.first_sync(self.recorder).await;
+                tell.send(None).unwrap();
+                for number in asked {
+                    let time = proxier.change(number, self.endpoints).await;
+                    tell.send(Some(time)).unwrap();
+                }
+            };
+            scope.spawn(|| in_namespace(among_few));
+            told.recv().unwrap();
+            in_namespace(move || async move {
+                let mut proxier = Proxier::start(self.services, self.endpoints).await;
+                runs.ours.first_sync.push(proxier.first_sync(self.recorder).await);
+                let (mut many, mut few) = (Vec::new(), Vec::new());
+                // In turns, because the speed of an emulated processor changes with time.
+                for number in 0..CHANGES {
+                    many.push(proxier.change(number, self.endpoints).await);
+                    ask.send(number).unwrap();
+                    few.extend(told.recv().unwrap());
+                }
+                runs.many.push(median(many));
+                runs.few.push(median(few));
+                runs.ours.burst.push(proxier.burst(self.endpoints).await);
+                let (time, _) = proxier.verification(self.recorder).await;
+                runs.ours.verification.push(time);
+            });
         });
-    }
-
-    /// The time of a change among so many Services.
-    fn change(&self, services: usize) -> f64 {
-        in_namespace(|| async {
-            let mut proxier = Proxier::start(services, self.endpoints).await;
-            proxier.first_sync(self.recorder).await;
-            proxier.change(self.endpoints).await
-        })
     }
 
     fn run_replay(&self, tapes: &Tapes, runs: &mut Runs) {
@@ -230,17 +247,12 @@ impl Proxier {
         self.processor_time(MOMENT).await
     }
 
-    /// The median processor time of one endpoint's replacement, in one Service after another.
-    async fn change(&mut self, endpoints: usize) -> f64 {
-        let mut times = Vec::new();
-        for number in 0..CHANGES {
-            let mut changed = slice(number, endpoints, 0);
-            changed.endpoints[0] = slice(number, endpoints, 1).endpoints[0].clone();
-            self.send(Change::EndpointSlice(changed));
-            times.push(self.processor_time(MOMENT).await);
-        }
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
+    /// Processor time of one endpoint's replacement in this Service.
+    async fn change(&mut self, number: usize, endpoints: usize) -> f64 {
+        let mut changed = slice(number, endpoints, 0);
+        changed.endpoints[0] = slice(number, endpoints, 1).endpoints[0].clone();
+        self.send(Change::EndpointSlice(changed));
+        self.processor_time(MOMENT).await
     }
 
     /// Processor time of one periodic verification, which finds nothing to do, and what was sent for it.
@@ -266,6 +278,11 @@ fn config() -> Config {
         sync_period: SYNC_PERIOD,
         ..Config::new(NODE)
     }
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 fn processor_time(work: impl FnOnce()) -> f64 {

@@ -18,71 +18,42 @@ const KINDS: [Kind; 3] = [
 
 /// What there is to be said about these.
 pub(crate) fn rows(measured: &[FlowCosts]) -> Vec<Row> {
-    let mut rows: Vec<_> = measured.iter().flat_map(beside_peers).collect();
-    rows.extend(among_more_services(measured));
-    rows
+    measured.iter().flat_map(beside).collect()
 }
 
-/// Ours and the peers', in the same rounds.
-fn beside_peers(costs: &FlowCosts) -> Vec<Row> {
-    let Some(ours) = node(costs, Some(Proxier::Ours)) else {
+/// Ours and the peers', and ours among the fewest Services, in the same rounds.
+fn beside(costs: &FlowCosts) -> Vec<Row> {
+    let programmed_now = |node: &&NodeCosts| node.load == costs.load;
+    let Some(ours) = nodes(costs, Proxier::Ours).find(programmed_now) else {
         return Vec::new();
     };
+    let fewest = nodes(costs, Proxier::Ours).find(|node| node.load != costs.load);
+    let peers = [
+        (nodes(costs, Proxier::UpstreamIpvs).last(), Target::Within(1.0)),
+        (nodes(costs, Proxier::UpstreamNftables).last(), Target::None),
+        (fewest, Target::Within(1.1)),
+    ];
     let mut rows = Vec::new();
-    for theirs in &costs.nodes {
-        let target = match theirs.proxier {
-            Some(Proxier::UpstreamIpvs) => Target::Within(1.0),
-            Some(Proxier::UpstreamNftables) => Target::None,
-            Some(Proxier::Ours | Proxier::KubeRouter) | None => continue,
-        };
+    for (theirs, target) in peers {
+        let Some(theirs) = theirs else { continue };
         let mut sizes = size(ours.load);
         if theirs.load != ours.load {
             sizes += &format!(", theirs {}", size(theirs.load));
         }
-        let peer = theirs.proxier.map(|peer| peer.to_string()).unwrap_or_default();
         rows.extend(KINDS.map(|(what, values)| {
             let microseconds =
                 |node| -> Vec<f64> { values(node).iter().map(|seconds| seconds * 1e6).collect() };
             let what = format!("{what} [us], {sizes}");
-            Row::new(what, &peer, &microseconds(ours), &microseconds(theirs), target)
+            let peer = theirs.proxier.to_string();
+            Row::new(what, peer, &microseconds(ours), &microseconds(theirs), target)
         }));
     }
     rows
 }
 
-/// Ours among the most Services, and among the fewest. They are not measured at the same time, so each is taken by
-/// what the same takes without a proxier, in the same round.
-fn among_more_services(measured: &[FlowCosts]) -> Vec<Row> {
-    let by_size = |costs: &&FlowCosts| costs.load.services;
-    let ends = measured
-        .iter()
-        .min_by_key(by_size)
-        .zip(measured.iter().max_by_key(by_size));
-    let Some((fewest, most)) = ends.filter(|(fewest, most)| fewest.load != most.load) else {
-        return Vec::new();
-    };
-    let rows = KINDS.map(|(what, values)| {
-        let relative = |costs| -> Vec<f64> {
-            let (ours, without) = (node(costs, Some(Proxier::Ours)), node(costs, None));
-            let pairs = ours.zip(without).into_iter();
-            pairs
-                .flat_map(|(ours, without)| values(ours).iter().zip(values(without)))
-                .map(|(ours, without)| ours / without)
-                .collect()
-        };
-        Row::new(
-            format!("{what}, by one without Services, {}", size(most.load)),
-            format!("among {} Services", fewest.load.services),
-            &relative(most),
-            &relative(fewest),
-            Target::Within(1.1),
-        )
-    });
-    rows.into()
-}
-
-fn node(costs: &FlowCosts, proxier: Option<Proxier>) -> Option<&NodeCosts> {
-    costs.nodes.iter().find(|node| node.proxier == proxier)
+/// This proxier's, in the order in which they were programmed.
+fn nodes(costs: &FlowCosts, proxier: Proxier) -> impl Iterator<Item = &NodeCosts> {
+    costs.nodes.iter().filter(move |node| node.proxier == proxier)
 }
 
 fn size(load: Load) -> String {
@@ -93,7 +64,7 @@ fn size(load: Load) -> String {
 mod tests {
     use super::*;
 
-    fn costs(services: usize, nodes: &[(Option<Proxier>, usize, f64)]) -> FlowCosts {
+    fn costs(services: usize, nodes: &[(Proxier, usize, f64)]) -> FlowCosts {
         let load = |services| Load {
             services,
             endpoints: 10,
@@ -115,40 +86,28 @@ mod tests {
 
     #[test]
     fn ours_is_held_against_each_peer_and_against_itself_among_fewer_services() {
-        let (ours, ipvs) = (Some(Proxier::Ours), Some(Proxier::UpstreamIpvs));
+        use Proxier::{Ours, UpstreamIpvs, UpstreamNftables};
+        let first = [
+            (Ours, 10, 1e-4),
+            (UpstreamIpvs, 10, 2e-4),
+            (UpstreamNftables, 10, 5e-5),
+        ];
+        let later = [(Ours, 1000, 4e-4), (UpstreamNftables, 1000, 1e-4)];
         let rows = rows(&[
-            costs(10, &[(ipvs, 10, 2e-4), (ours, 10, 1e-4), (None, 10, 5e-5)]),
-            costs(1000, &[(ipvs, 10, 2e-4), (ours, 1000, 4e-4), (None, 1000, 1e-4)]),
+            costs(10, &first),
+            costs(1000, &[first.as_slice(), &later].concat()),
         ]);
         let said: Vec<_> = rows
             .iter()
-            .map(|row| (row.what.as_str(), row.ratio, row.met))
+            .map(|row| (row.what.as_str(), row.peer.as_str(), row.ratio, row.met))
             .collect();
-        assert_eq!(said.len(), 9);
-        assert_eq!(
-            said[0],
-            (
-                "round trip on an established connection [us], 10 x 10",
-                Some(0.5),
-                Some(true)
-            )
-        );
-        assert_eq!(
-            said[4],
-            (
-                "a connection to a ClusterIP [us], 1000 x 10, theirs 10 x 10",
-                Some(2.0),
-                Some(false)
-            )
-        );
-        // Four times as long as without Services, where it was twice.
-        assert_eq!(
-            said[8],
-            (
-                "a connection to a node port, by one without Services, 1000 x 10",
-                Some(2.0),
-                Some(false)
-            )
-        );
+        assert_eq!(said.len(), 15);
+        let round_trip = "round trip on an established connection [us], 10 x 10";
+        assert_eq!(said[0], (round_trip, "upstream, ipvs", Some(0.5), Some(true)));
+        let among_more = "a connection to a ClusterIP [us], 1000 x 10";
+        let theirs_few = "a connection to a ClusterIP [us], 1000 x 10, theirs 10 x 10";
+        assert_eq!(said[7], (theirs_few, "upstream, ipvs", Some(2.0), Some(false)));
+        assert_eq!(said[10], (among_more, "upstream, nftables", Some(0.25), None));
+        assert_eq!(said[13], (theirs_few, "ours", Some(4.0), Some(false)));
     }
 }

@@ -176,6 +176,17 @@ struct Measured {
     failure: Option<Error>,
 }
 
+impl Measured {
+    fn add(&mut self, outcome: Outcome) {
+        let key = |outcome: &Outcome| (outcome.course.proxier, outcome.course.load);
+        let mut earlier = self.outcomes.iter_mut();
+        match earlier.find(|earlier| key(earlier) == key(&outcome)) {
+            Some(earlier) => earlier.add(outcome),
+            None => self.outcomes.push(outcome),
+        }
+    }
+}
+
 /// Does it, in one boot.
 fn measure(plan: &Plan, go: &Go, proxiers: Programs<'_>, series: Option<Series>) -> Result<Measured> {
     let limit = cargo::benchmark("proxier", "limit")?;
@@ -208,7 +219,7 @@ fn measure(plan: &Plan, go: &Go, proxiers: Programs<'_>, series: Option<Series>)
         match Line::parse(line)? {
             Line::Outcome(outcome) => {
                 eprintln!("lab: measured {}, {}", outcome.course.proxier, size(&outcome));
-                measured.outcomes.push(outcome);
+                measured.add(outcome);
             }
             Line::Flows(costs) => {
                 eprintln!("lab: measured packets among {} Services", costs.load.services);
@@ -269,88 +280,125 @@ fn trial(services: usize) -> Vec<Task> {
     [courses.to_vec(), vec![flows(services, &Proxier::ALL, 3)]].concat()
 }
 
+/// Ours before, between and after its peers, because the speed of an emulated processor changes with time.
+fn in_turns(ours: Course, peers: &[Course]) -> Vec<Task> {
+    let mut courses = vec![ours];
+    courses.extend(peers.iter().flat_map(|peer| [*peer, ours]));
+    courses.into_iter().map(Task::Course).collect()
+}
+
 fn quick() -> Vec<Task> {
     use Proxier::{Ours, UpstreamIpvs, UpstreamNftables};
-    let courses = [
+    let small = in_turns(
         Course {
-            starts: 5,
-            changes: 100,
+            starts: 2,
+            changes: 35,
             ..course(Ours, 200)
         },
+        &[
+            Course {
+                changes: 6,
+                ..course(UpstreamIpvs, 200)
+            },
+            Course {
+                starts: 2,
+                changes: 6,
+                ..course(UpstreamNftables, 200)
+            },
+        ],
+    );
+    let large = in_turns(
         Course {
-            changes: 10,
-            ..course(UpstreamIpvs, 200)
-        },
-        Course {
-            starts: 3,
-            changes: 10,
-            ..course(UpstreamNftables, 200)
-        },
-        Course {
-            starts: 3,
-            changes: 50,
+            changes: 20,
             ..course(Ours, 1000)
         },
-        Course {
-            changes: 5,
-            ..course(UpstreamNftables, 1000)
-        },
-        // It does not come to an end, but has its objects.
-        Course {
-            patience: 30,
-            ..course(UpstreamIpvs, 1000)
-        },
-    ];
-    let mut tasks = vec![flows(10, &Proxier::ALL, 31)];
-    tasks.extend(courses.map(Task::Course));
-    tasks.push(flows(1000, &[Ours, UpstreamNftables], 31));
-    tasks
+        &[
+            Course {
+                changes: 5,
+                ..course(UpstreamNftables, 1000)
+            },
+            // It does not come to an end, but has its objects.
+            Course {
+                patience: 20,
+                ..course(UpstreamIpvs, 1000)
+            },
+        ],
+    );
+    [
+        vec![flows(10, &Proxier::ALL, 15)],
+        small,
+        large,
+        vec![flows(1000, &[Ours, UpstreamNftables], 15)],
+    ]
+    .concat()
 }
 
 fn full() -> Vec<Task> {
     use Proxier::{Ours, UpstreamIpvs, UpstreamNftables};
-    let repeated = |proxier, services| Course {
-        starts: 5,
-        changes: 100,
-        ..course(proxier, services)
+    let ours = |services| Course {
+        starts: 2,
+        changes: 35,
+        ..course(Ours, services)
     };
-    let courses = [
-        repeated(Ours, 100),
-        repeated(Ours, 200),
+    let idle = |course| Course { idle: 600, ..course };
+    let small = in_turns(
+        ours(200),
+        &[
+            idle(Course {
+                starts: 5,
+                changes: 20,
+                ..course(UpstreamIpvs, 200)
+            }),
+            Course {
+                starts: 5,
+                changes: 50,
+                ..course(UpstreamNftables, 200)
+            },
+        ],
+    );
+    let large = in_turns(
+        ours(1000),
+        &[
+            Course {
+                starts: 5,
+                changes: 50,
+                ..course(UpstreamNftables, 1000)
+            },
+            course(UpstreamIpvs, 1000),
+        ],
+    );
+    let largest = in_turns(
         Course {
-            starts: 5,
-            changes: 20,
-            idle: 600,
-            ..course(UpstreamIpvs, 200)
-        },
-        Course {
+            starts: 3,
             changes: 50,
-            ..repeated(UpstreamNftables, 200)
+            ..course(Ours, 10_000)
         },
-        repeated(Ours, 1000),
-        Course {
-            changes: 50,
-            ..repeated(UpstreamNftables, 1000)
-        },
-        course(UpstreamIpvs, 1000),
-        Course {
-            idle: 600,
-            ..repeated(Ours, 10_000)
-        },
-        Course {
+        &[Course {
             changes: 5,
             ..course(UpstreamNftables, 10_000)
-        },
-    ];
-    let mut tasks = courses.map(Task::Course).to_vec();
-    tasks.extend([
-        flows(10, &Proxier::ALL, 50),
-        flows(1000, &[Ours, UpstreamNftables], 50),
-        flows(10_000, &[Ours, UpstreamNftables], 50),
-    ]);
+        }],
+    );
+    let smallest = Course {
+        starts: 5,
+        changes: 100,
+        ..course(Ours, 100)
+    };
     // Objects only become more.
-    tasks.sort_by_key(|task| task.load().services);
-    tasks
+    [
+        vec![flows(10, &Proxier::ALL, 50), Task::Course(smallest)],
+        small,
+        large,
+        vec![flows(1000, &[Ours, UpstreamNftables], 50)],
+        largest,
+        vec![
+            Task::Course(idle(Course {
+                starts: 0,
+                ..course(Ours, 10_000)
+            })),
+            flows(10_000, &[Ours, UpstreamNftables], 50),
+        ],
+    ]
+    .concat()
 }
 
 /// The proxier beside the kernel's limit.
@@ -478,7 +526,7 @@ fn peak(outcome: &Outcome) -> Vec<f64> {
 }
 
 fn mebibytes(outcome: &Outcome, value: fn(&Memory) -> u64) -> Vec<f64> {
-    let kibibytes = outcome.memory.as_ref().map(value).into_iter();
+    let kibibytes = outcome.memory.iter().map(value);
     kibibytes.map(|kibibytes| kibibytes as f64 / 1024.0).collect()
 }
 
