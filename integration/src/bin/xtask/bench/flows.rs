@@ -45,7 +45,7 @@ fn beside(costs: &FlowCosts) -> Vec<Row> {
                 |node| -> Vec<f64> { values(node).iter().map(|seconds| seconds * 1e6).collect() };
             let what = format!("{what} [us], {sizes}");
             let peer = theirs.proxier.to_string();
-            Row::new(what, peer, &microseconds(ours), &microseconds(theirs), target)
+            Row::in_turns(what, peer, &microseconds(ours), &microseconds(theirs), target)
         }));
     }
     rows

@@ -415,7 +415,7 @@ fn held_against(limit: &Limit) -> Option<Row> {
         _ => return None,
     };
     let what = format!("{what}, {}", limit.size);
-    Some(Row::new(
+    Some(Row::in_turns(
         what,
         peer,
         &limit.ours,

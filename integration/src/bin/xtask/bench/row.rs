@@ -57,6 +57,25 @@ impl Serialize for Target {
     }
 }
 
+impl Target {
+    /// One value by the other.
+    fn ratio(self, ours: f64, theirs: f64) -> f64 {
+        match self {
+            Self::Times(_) | Self::AtMost(_) | Self::None => theirs / ours,
+            Self::Within(_) => ours / theirs,
+        }
+    }
+
+    fn is_met(self, ours: Option<f64>, ratio: Option<f64>) -> Option<bool> {
+        match self {
+            Self::Times(times) => ratio.map(|ratio| ratio >= times),
+            Self::Within(times) => ratio.map(|ratio| ratio <= times),
+            Self::AtMost(limit) => ours.map(|ours| ours <= limit),
+            Self::None => None,
+        }
+    }
+}
+
 impl Row {
     /// Compares what was measured. Without values of one side there is no ratio.
     pub(crate) fn new(
@@ -66,7 +85,27 @@ impl Row {
         theirs: &[f64],
         target: Target,
     ) -> Self {
-        Self::of(what, peer, (median(ours), median(theirs)), (ours, theirs), target)
+        Self::of(what, peer, ours, theirs, median, target)
+    }
+
+    /// The same of values that were measured in turns: the ratio is the median of all turns'. In a turn an emulated
+    /// processor has one speed, as a rule.
+    pub(crate) fn in_turns(
+        what: impl Into<String>,
+        peer: impl Into<String>,
+        ours: &[f64],
+        theirs: &[f64],
+        target: Target,
+    ) -> Self {
+        let turns = std::iter::zip(ours, theirs);
+        let ratios: Vec<_> = turns.map(|(ours, theirs)| target.ratio(*ours, *theirs)).collect();
+        let row = Self::new(what, peer, ours, theirs, target);
+        let ratio = median(&ratios);
+        Self {
+            ratio,
+            met: target.is_met(row.ours, ratio),
+            ..row
+        }
     }
 
     /// The same of the 99th percentiles.
@@ -77,27 +116,19 @@ impl Row {
         theirs: &[f64],
         target: Target,
     ) -> Self {
-        let worst = |values| quantile(values, 0.99);
-        Self::of(what, peer, (worst(ours), worst(theirs)), (ours, theirs), target)
+        Self::of(what, peer, ours, theirs, |values| quantile(values, 0.99), target)
     }
 
     fn of(
         what: impl Into<String>,
         peer: impl Into<String>,
-        (ours, theirs): (Option<f64>, Option<f64>),
-        (our_values, their_values): (&[f64], &[f64]),
+        our_values: &[f64],
+        their_values: &[f64],
+        of_all: impl Fn(&[f64]) -> Option<f64>,
         target: Target,
     ) -> Self {
-        let ratio = ours.zip(theirs).map(|(ours, theirs)| match target {
-            Target::Times(_) | Target::AtMost(_) | Target::None => theirs / ours,
-            Target::Within(_) => ours / theirs,
-        });
-        let met = match target {
-            Target::Times(times) => ratio.map(|ratio| ratio >= times),
-            Target::Within(times) => ratio.map(|ratio| ratio <= times),
-            Target::AtMost(limit) => ours.map(|ours| ours <= limit),
-            Target::None => None,
-        };
+        let (ours, theirs) = (of_all(our_values), of_all(their_values));
+        let ratio = ours.zip(theirs).map(|(ours, theirs)| target.ratio(ours, theirs));
         Self {
             what: what.into(),
             peer: peer.into(),
@@ -105,7 +136,7 @@ impl Row {
             theirs,
             ratio,
             target,
-            met,
+            met: target.is_met(ours, ratio),
             runs: [our_values.len(), their_values.len()],
             spread: [range(our_values), range(their_values)],
         }
@@ -228,6 +259,20 @@ mod tests {
         assert_eq!((missing.ratio, missing.met), (None, None));
         let alone = Row::new("x [s]", "-", &[0.2, 0.1, 0.1], &[], Target::AtMost(0.15));
         assert_eq!((alone.ratio, alone.met), (None, Some(true)));
+    }
+
+    #[test]
+    fn of_turns_the_ratio_is_that_of_most() {
+        // The machine was slow in the second turn, and in a half of the third.
+        let row = Row::in_turns(
+            "x [s]",
+            "y",
+            &[1.0, 3.0, 1.0],
+            &[1.0, 3.0, 3.0],
+            Target::Within(1.1),
+        );
+        assert_eq!((row.ours, row.theirs), (Some(1.0), Some(3.0)));
+        assert_eq!((row.ratio, row.met), (Some(1.0), Some(true)));
     }
 
     #[test]
