@@ -54,9 +54,6 @@ const MOMENT: Duration = Duration::from_millis(20);
 /// How many endpoints a burst replaces.
 const BURST: usize = 1000;
 
-/// How many bursts a repetition has. Each takes so little time that the speed of an emulated processor may be another.
-const BURSTS: usize = 5;
-
 /// How many Services there are beside many, to see whether a change depends on their number.
 const FEW: usize = 100;
 
@@ -104,7 +101,7 @@ struct Bench {
 /// What the proxier sent.
 struct Tapes {
     first_sync: Vec<Sent>,
-    bursts: Vec<Vec<Sent>>,
+    burst: Vec<Sent>,
     verification: Vec<Sent>,
 }
 
@@ -131,16 +128,13 @@ impl Bench {
             self.recorder.start();
             proxier.first_sync(self.recorder).await;
             let first_sync = self.recorder.stop();
-            let mut bursts = Vec::new();
-            for _ in 0..BURSTS {
-                self.recorder.start();
-                proxier.burst(self.endpoints).await;
-                bursts.push(self.recorder.stop());
-            }
+            self.recorder.start();
+            proxier.burst(self.endpoints).await;
+            let burst = self.recorder.stop();
             let (_, verification) = proxier.verification(self.recorder).await;
             Tapes {
                 first_sync,
-                bursts,
+                burst,
                 verification,
             }
         })
@@ -173,9 +167,7 @@ impl Bench {
                 }
                 runs.many.push(median(many));
                 runs.few.push(median(few));
-                for _ in 0..BURSTS {
-                    runs.ours.burst.push(proxier.burst(self.endpoints).await);
-                }
+                runs.ours.burst.push(proxier.burst(self.endpoints).await);
                 let (time, _) = proxier.verification(self.recorder).await;
                 runs.ours.verification.push(time);
             });
@@ -186,13 +178,11 @@ impl Bench {
         in_namespace(|| async {
             // The same ground as ours stands on.
             Linux::prepare(&config()).await.unwrap();
-            let first_sync = Replay::batches(&tapes.first_sync);
-            let bursts: Vec<_> = tapes.bursts.iter().map(|burst| Replay::batches(burst)).collect();
+            let (first_sync, burst) = (Replay::batches(&tapes.first_sync), Replay::batches(&tapes.burst));
             let start = Instant::now();
             first_sync.write();
             runs.replay.first_sync.push(start.elapsed().as_secs_f64());
-            let bursts = bursts.iter().map(|burst| processor_time(|| burst.write()));
-            runs.replay.burst.extend(bursts);
+            runs.replay.burst.push(processor_time(|| burst.write()));
             let verification = Replay::as_sent(&tapes.verification);
             runs.replay.verification.push(processor_time(|| {
                 verification.read();
