@@ -198,6 +198,7 @@ mod tests {
             local_endpoint("10.244.0.4").not_ready(),
         ];
         for change in [
+            Change::Synced,
             Change::Service(web),
             Change::Service(older),
             Change::EndpointSlice(slice("s", "web", &endpoints)),

@@ -51,6 +51,7 @@ mod tests {
         endpoints.ports = vec![endpoint_port("", Protocol::Udp, 5353)];
         let families = vec![ipvs::Family::Inet, ipvs::Family::Inet6];
         let mut planner = Planner::new(Config::new("here"), families, [ip(NODE)]);
+        planner.take(Change::Synced);
         planner.take(Change::Service(dns));
         planner.take(Change::EndpointSlice(endpoints));
         planner.take(Change::Service(service("web", "10.96.0.80")));

@@ -280,6 +280,8 @@ pub enum Change {
     EndpointSliceGone(ObjectName),
     /// Our node's object is there, or has changed.
     Node(Node),
-    /// The source has sent all that exists. Nothing is programmed before, and nothing is removed (I6).
+    /// The source has sent all that exists. Before, nothing is removed that the kernel held at the start, and only a kernel
+    /// that held nothing is programmed: with Services that have endpoints, once our [`Node`] and the API server's own
+    /// Service with its endpoints have come (I6, C4).
     Synced,
 }

@@ -52,6 +52,18 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether one of its virtual servers has no real server for a new connection: the kernel refuses its clients.
+    pub(crate) fn refuses_clients(&self) -> bool {
+        let serves = |frontend: &Frontend| {
+            frontend
+                .real_servers
+                .usable
+                .iter()
+                .any(|server| server.weight > 0)
+        };
+        !self.frontends.values().all(serves)
+    }
+
     fn with_status(mut self, status: ServiceStatus) -> Self {
         self.status = (status != ServiceStatus::default()).then(|| Box::new(status));
         self

@@ -109,6 +109,19 @@ impl Planner {
         self.store.is_synced()
     }
 
+    /// Whether the source has sent our node, on which every plan depends.
+    pub(crate) fn has_node(&self) -> bool {
+        self.store.node().is_some()
+    }
+
+    /// Whether the next Service to be planned is `default/kubernetes`.
+    pub(crate) fn is_kubernetes_api_next(&self) -> bool {
+        self.queue
+            .order
+            .front()
+            .is_some_and(ObjectName::is_kubernetes_api)
+    }
+
     /// How many Services wait to be planned.
     pub fn behind(&self) -> usize {
         self.queue.order.len()
@@ -120,6 +133,10 @@ impl Planner {
     }
 
     /// Takes a change in; what it concerns waits for [`Self::plan_next`].
+    ///
+    /// Until [`Change::Synced`] some Services wait for that: those whose clients would be refused, because endpoints
+    /// may come yet, and those with external or load-balancer addresses, because which of them API servers have may
+    /// not be known yet (C4).
     pub fn take(&mut self, mut change: Change) {
         // Kept apart from the slice: with a new one alone it does not differ.
         let trigger = match &mut change {
@@ -132,16 +149,27 @@ impl Planner {
             }
             _ => None,
         };
+        let was_synced = self.is_synced();
         match self.store.apply(change) {
-            Affected::Nothing => {}
             Affected::Services(services) => {
                 if services.iter().any(ObjectName::is_kubernetes_api) {
                     self.set_own_addresses(self.node.own_addresses.clone());
                 }
                 for service in services {
-                    self.queue.push(service, trigger);
+                    if self.is_ripe(&service) {
+                        self.queue.push(service, trigger);
+                    }
                 }
             }
+            Affected::Nothing if self.is_synced() != was_synced => {
+                let services = self.store.service_names();
+                let waiting =
+                    services.filter(|name| !self.wanted.has_plan(name) || self.store.is_exposed(name));
+                waiting
+                    .cloned()
+                    .for_each(|service| self.queue.push(service, None));
+            }
+            Affected::Nothing => {}
             Affected::Node => self.set_own_addresses(self.node.own_addresses.clone()),
         }
     }
@@ -173,6 +201,12 @@ impl Planner {
                 .cloned()
                 .for_each(|service| self.queue.push(service, None));
         }
+    }
+
+    /// Whether a Service has to be planned now, by all that can be said without planning it.
+    fn is_ripe(&self, service: &ObjectName) -> bool {
+        let may_begin = || self.store.has_slices(service) && !self.store.is_exposed(service);
+        self.is_synced() || self.wanted.has_plan(service) || may_begin()
     }
 
     /// Makes room for as many Services more.
@@ -268,6 +302,10 @@ impl Planner {
             ),
             None => (0, Plan::default()),
         };
+        let refused = plan.refuses_clients() && !self.wanted.has_plan(name);
+        if !self.is_synced() && (refused || self.store.is_exposed(name)) {
+            return Vec::new();
+        }
         self.wanted.replace(name, created, plan)
     }
 

@@ -155,6 +155,13 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
+        let mut node = Self::unsynced();
+        node.take([Change::Synced]);
+        node
+    }
+
+    /// One to which the source has still to send what exists.
+    fn unsynced() -> Self {
         let own_addresses = ["192.168.0.2", "192.168.0.3"].map(ip);
         let planner = Planner::new(
             Config::new("here"),
@@ -330,6 +337,25 @@ proptest! {
             unguarded.extend(state.addresses.iter().filter(bare).copied());
         });
         prop_assert_eq!(unguarded, BTreeSet::new());
+    }
+
+    #[test]
+    fn i6_a_beginning_before_all_has_come_refuses_nobody_and_ends_the_same(
+        (a, changes) in cluster().prop_flat_map(|a| (Just(a.clone()), Just(a.changes()).prop_shuffle()))
+    ) {
+        let mut node = Node::unsynced();
+        for change in changes {
+            let before = node.settled().servers;
+            let keys = node.take([change]);
+            node.reconcile(keys, |_| {});
+            let after = node.settled().servers;
+            let mut new = after.iter().filter(|(key, _)| !before.contains_key(key));
+            prop_assert!(new.all(|(_, (_, destinations))| !destinations.is_empty()));
+        }
+        let keys = node.take([Change::Synced]);
+        node.reconcile(keys, |_| {});
+        prop_assert_eq!(node.settled(), Node::of(&a).settled());
+        prop_assert_eq!(node.diff(node.all_keys()), []);
     }
 
     #[test]

@@ -71,7 +71,9 @@ pub struct Reconciler<K> {
     observer: Observer,
     /// Whether it was reported that changes wait.
     queued: bool,
-    /// Whether all that exists has been programmed once. Before, nothing is removed (I6).
+    /// Whether the kernel held nothing of ours at the start. It is programmed while the source is still sending.
+    fresh: bool,
+    /// Whether all that exists has been programmed once. Before, nothing is removed that was found (I6).
     complete: bool,
     /// Whether nothing is left of another kube-proxy's that stands in our place.
     taken_over: bool,
@@ -155,6 +157,7 @@ impl<K: Kernel> Reconciler<K> {
         let verify_at = now + config.sync_period;
         let (families, own_addresses) = (observed.families.clone(), observed.own_addresses.clone());
         let applied = Applied::new(observed, &config.exclude_cidrs);
+        let fresh = applied.keys().next().is_none();
         let local_detector = config.local_detector.clone();
         let mut planner = Planner::new(config, families.clone(), own_addresses);
         planner.adopt(&applied);
@@ -168,6 +171,7 @@ impl<K: Kernel> Reconciler<K> {
             local_detector,
             observer: Observer::new(observer),
             queued: false,
+            fresh,
             complete: false,
             taken_over: false,
             verified_at: now,
@@ -188,7 +192,7 @@ impl<K: Kernel> Reconciler<K> {
         loop {
             self.tell_queued();
             let synced = self.planner.is_synced();
-            let batch_at = (synced && (self.planner.is_behind() || !self.complete)).then_some(self.batch_at);
+            let batch_at = self.is_batch_due().then_some(self.batch_at);
             let verify_at = synced.then_some(self.verify_at);
             let drain_at = (!self.draining.is_empty()).then_some(self.drain_at);
             let retry_at = self.failures.values().map(|retry| retry.at).min();
@@ -244,25 +248,36 @@ impl<K: Kernel> Reconciler<K> {
         self.verify_at = self.verify_at.min(self.verified_at + VERIFY_MIN_PERIOD);
     }
 
+    /// Whether there is enough to do for a batch. While the source is still sending what exists, a node that was found
+    /// programmed stays as it is (I6), and one that was not has a batch as soon as one is full.
+    fn is_batch_due(&self) -> bool {
+        if self.planner.is_synced() {
+            return self.planner.is_behind() || !self.complete;
+        }
+        let full = self.planner.is_kubernetes_api_next() || self.planner.behind() >= self.batch_size;
+        self.fresh && self.planner.has_node() && full
+    }
+
     /// Plans the Services that have waited longest and brings the kernel in step with them.
     async fn batch(&mut self) {
         let mut progress = Progress::begin(Occasion::Change);
-        let first = !self.complete && self.planner.wanted().is_empty();
-        if first {
+        let synced = self.planner.is_synced();
+        if synced && !self.complete {
             let room = self.planner.behind();
             self.planner.reserve(room);
             self.applied.reserve(room);
         }
-        let alone = first && self.planner.behind() > ALONE_BEFORE;
+        let alone =
+            self.planner.is_kubernetes_api_next() && (!synced || self.planner.behind() > ALONE_BEFORE);
         let mut planned = self.planner.plan_next(if alone { 1 } else { self.batch_size });
-        self.batch_size = match self.planner.is_behind() {
+        self.batch_size = match !synced || self.planner.is_behind() {
             true if alone => self.batch_size,
             true => (2 * self.batch_size).min(SERVICES_PER_LATER_BATCH),
             false => SERVICES_PER_BATCH,
         };
         let keys = std::mem::take(&mut planned.keys);
         self.reconcile(keys, &mut progress).await;
-        if !self.planner.is_behind() && !self.complete {
+        if synced && !self.planner.is_behind() && !self.complete {
             self.complete = true;
             progress.flows_astray = true;
             // All that exists is programmed: what else is ours is left over from before.
@@ -602,7 +617,7 @@ mod tests {
         accounting::Counters,
         kernel::conntrack::Flow,
         kernel::fake::FakeKernel,
-        model::{Endpoint, ObjectName, Overrides, Service, TrafficPolicy},
+        model::{Endpoint, Node, ObjectName, Overrides, Service, TrafficPolicy},
         report::Problem,
         step::Driver,
         testing::{endpoint, endpoint_port, ip, name, port, service, slice},
@@ -874,6 +889,67 @@ mod tests {
             "nft delete element ip kube-proxy service-addresses { 10.96.0.10 }",
             "what is not there any more goes when all that exists is known"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b2_a_node_with_nothing_is_programmed_while_the_source_is_sending() {
+        let kernel = FakeKernel::default();
+        let mut running = Running::on(&kernel).await;
+        let served = |service: Service| {
+            let name = service.name.name.clone();
+            let slice = slice(&format!("{name}-1"), &name, &[endpoint("10.244.0.2")]);
+            [Change::Service(service), Change::EndpointSlice(slice)]
+        };
+        let numbered = |number: usize| {
+            let address = format!("10.96.{}.{}", number / 250, number % 250);
+            served(service(&format!("s{number}"), &address))
+        };
+        let mut exposed = service("exposed", "10.98.0.1");
+        exposed.external_ips = vec![ip("192.168.0.9")];
+        let has = |address: &str| kernel.change(|state| state.addresses.contains(&ip(address)));
+
+        (1..=SERVICES_PER_BATCH)
+            .flat_map(numbered)
+            .for_each(|change| running.send(change));
+        served(exposed)
+            .into_iter()
+            .for_each(|change| running.send(change));
+        running.send(Change::Service(service("waits", "10.97.0.1")));
+        running.send(Change::Service(service("kubernetes", "10.99.0.1")));
+        running.pass(MOMENT).await;
+        assert_eq!(kernel.take_log(), [""; 0], "the node may be in any zone");
+
+        running.send(Change::Node(Node::default()));
+        running.pass(MOMENT).await;
+        assert!(has("10.96.0.1"));
+        assert!(
+            !has("10.97.0.1") && !has("10.99.0.1"),
+            "their endpoints may come yet"
+        );
+        assert!(!has("10.98.0.1"), "its other address may be an API server's");
+
+        let [_, endpoints] = served(service("kubernetes", "10.99.0.1"));
+        running.send(endpoints);
+        numbered(SERVICES_PER_BATCH + 1)
+            .into_iter()
+            .for_each(|change| running.send(change));
+        running.pass(MOMENT).await;
+        assert!(has("10.99.0.1"));
+        let batches = |running: &mut Running| {
+            let syncs = running.take_syncs().map(|sync| (sync.services, sync.complete));
+            syncs.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            batches(&mut running),
+            [(SERVICES_PER_BATCH, false), (1, false)],
+            "a batch is full or more urgent"
+        );
+
+        running.send(Change::Synced);
+        running.pass(MOMENT).await;
+        // The others are planned anew: addresses of API servers are refused.
+        assert_eq!(batches(&mut running), [(SERVICES_PER_BATCH + 3, true)]);
+        assert!(["10.97.0.1", "10.98.0.1", "192.168.0.9"].into_iter().all(has));
     }
 
     #[tokio::test(start_paused = true)]
@@ -1551,6 +1627,6 @@ mod tests {
         running.send(Change::Synced);
         running.pass(MOMENT).await;
         let batches: Vec<_> = running.take_syncs().map(|sync| sync.services).collect();
-        assert_eq!(batches, [1, 500, 1000, 499]);
+        assert_eq!(batches, [500, 1000, 500]);
     }
 }

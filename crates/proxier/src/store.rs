@@ -164,6 +164,19 @@ impl Store {
         entry.flat_map(|entry| entry.slices.values())
     }
 
+    /// Whether a Service has slices.
+    pub fn has_slices(&self, service: &ObjectName) -> bool {
+        self.services
+            .get(service)
+            .is_some_and(|entry| !entry.slices.is_empty())
+    }
+
+    /// Whether a Service has other addresses than those that the API server has given it.
+    pub fn is_exposed(&self, service: &ObjectName) -> bool {
+        self.service(service)
+            .is_some_and(|service| !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty())
+    }
+
     /// Where API servers listen: the endpoints of `default/kubernetes`.
     pub fn api_servers(&self) -> BTreeSet<SocketAddr> {
         let service = ObjectName::kubernetes_api();

@@ -97,6 +97,11 @@ impl Wanted {
         self.source_ports = source_ports;
     }
 
+    /// Whether a Service has been planned, and wants something.
+    pub(crate) fn has_plan(&self, service: &ObjectName) -> bool {
+        self.plans.contains_key(service)
+    }
+
     /// Replaces what a Service wants; [`Plan::default`] withdraws it. Returns the keys whose wanted state may
     /// differ now, each once.
     pub fn replace(&mut self, service: &ObjectName, created: i64, plan: Plan) -> Vec<Key> {
