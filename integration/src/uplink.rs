@@ -200,6 +200,12 @@ impl Uplink {
         &self.answers.arrivals
     }
 
+    /// How many connections programs in the node's namespace have made to the server.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.answers.connections.load(Ordering::Relaxed)
+    }
+
     /// Lets nothing that the server says through the connections that there are reach the node's namespace any more. All
     /// that is sent on them is acknowledged, and new ones are as good as ever.
     pub fn silence(&self) {
@@ -293,11 +299,14 @@ struct Answers {
     arrivals: Arrivals,
     /// How often the connections of the time were silenced.
     silences: Arc<AtomicUsize>,
+    /// How many connections there have been.
+    connections: Arc<AtomicUsize>,
 }
 
 impl Answers {
     /// Reads what the server says on a new connection.
     fn of<R: Read>(&self, server: R) -> impl Read + use<R> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
         Answer {
             silences: self.silences.load(Ordering::Relaxed),
             answers: self.clone(),

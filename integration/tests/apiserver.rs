@@ -667,6 +667,16 @@ fn a_token_that_is_replaced_is_used_without_a_restart() -> Result<()> {
     watched.expect("-A -t 10.96.0.10:80 -s rr")
 }
 
+/// All nodes may start at once, and each connection costs the API server a TLS handshake.
+#[test]
+#[ignore = "needs an API server: cargo xtask test"]
+fn all_requests_share_one_connection_from_the_start() -> Result<()> {
+    let mut watched = Watched::new()?;
+    watched.start()?;
+    assert_eq!(watched.uplink.connections(), 1);
+    Ok(())
+}
+
 /// F6: connections whose packets get lost look as if nothing happened.
 #[test]
 #[ignore = "needs an API server: cargo xtask test"]

@@ -40,6 +40,7 @@ use kube::{
     client::{Body, ClientBuilder, ConfigExt},
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use tokio::sync::Semaphore;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn, util::MapRequestLayer};
 use tower_http::timeout::{ResponseBodyTimeoutLayer, TimeoutBody};
 use tracing::{info, warn};
@@ -81,7 +82,7 @@ pub(crate) enum Error {
     Client(#[from] kube::Error),
 }
 
-/// Makes a client for the API server. It does not connect yet.
+/// Makes a client for the API server. It does not connect yet; whenever it has, it calls `connected`.
 ///
 /// # Errors
 ///
@@ -90,6 +91,7 @@ pub(crate) async fn connect(
     kubeconfig: Option<&Path>,
     master: Option<&str>,
     metrics: Arc<Metrics>,
+    connected: impl Fn() + Clone + Send + Sync + 'static,
 ) -> Result<Client, Error> {
     let mut config = configuration(kubeconfig, master).await?;
     info!("following the API server at {}", config.cluster_url);
@@ -111,11 +113,11 @@ pub(crate) async fn connect(
     }
 
     let renewable = config.clone();
-    let mut current = session(&config, &metrics)?;
+    let mut current = session(&config, &metrics, connected.clone())?;
     let refused = Arc::new(AtomicBool::new(false));
     let measured = service_fn(move |request: Request<Body>| {
         if refused.swap(false, Ordering::Relaxed) {
-            match session(&renewable, &metrics) {
+            match session(&renewable, &metrics, connected.clone()) {
                 Ok(renewed) => current = renewed,
                 Err(error) => {
                     warn!("the API server refuses our credentials, and there are no others: {error}")
@@ -156,16 +158,24 @@ pub(crate) async fn connect(
 
 /// Speaks to the API server with the credentials that there are now: certificates are read from their files, and an
 /// exec plugin is asked for what it has. Once the API server refuses them, it is time for another session.
-fn session(
+fn session<C: Fn() + Clone + Send + Sync + 'static>(
     config: &Config,
     metrics: &Arc<Metrics>,
+    connected: C,
 ) -> Result<
     impl Service<Request<Body>, Response = Response<TimeoutBody<Incoming>>, Error = BoxError, Future: Send>
     + Clone
     + Send
-    + use<>,
+    + use<C>,
     Error,
 > {
+    // Each request that finds no connection makes one: the first goes alone until it has, and the others share it.
+    let alone = Arc::new(Semaphore::new(1));
+    let together = alone.clone();
+    let connected = move || {
+        together.close();
+        connected();
+    };
     let client = legacy::Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         // One that carries watches is in use, however long ago the last of them began.
@@ -175,18 +185,25 @@ fn session(
         .http2_keep_alive_interval(IDLE)
         .http2_keep_alive_timeout(PONG)
         .http2_keep_alive_while_idle(true)
-        .build(connector(config, metrics.clone())?);
+        .build(connector(config, metrics.clone(), connected)?);
     Ok(ServiceBuilder::new()
         .option_layer(config.auth_layer()?)
         .layer(ResponseBodyTimeoutLayer::new(SILENT))
         .timeout(SILENT)
-        .service(client))
+        .service(service_fn(move |request| {
+            let (client, alone) = (client.clone(), alone.clone());
+            async move {
+                let _turn = alone.acquire().await;
+                client.oneshot(request).await
+            }
+        })))
 }
 
-fn connector(
+fn connector<C: Fn() + Clone + Send + Sync + 'static>(
     config: &Config,
     metrics: Arc<Metrics>,
-) -> Result<impl Connect + Clone + Send + Sync + use<>, Error> {
+    connected: C,
+) -> Result<impl Connect + Clone + Send + Sync + use<C>, Error> {
     let resolver = service_fn(move |name: Name| {
         let metrics = metrics.clone();
         async move {
@@ -211,7 +228,10 @@ fn connector(
     }
     let mut connector = TimeoutConnector::new(tls.enable_all_versions().wrap_connector(tcp));
     connector.set_connect_timeout(Some(CONNECT));
-    Ok(connector)
+    Ok(connector.map_response(move |stream| {
+        connected();
+        stream
+    }))
 }
 
 /// A file with a token that is replaced while we run, as the kubelet does with those of service accounts. Requests are
@@ -311,7 +331,7 @@ mod tests {
     async fn where_the_api_server_is_must_be_said() {
         let message = async |kubeconfig, master| {
             let metrics = Arc::new(Metrics::new().unwrap());
-            connect(kubeconfig, master, metrics)
+            connect(kubeconfig, master, metrics, || ())
                 .await
                 .err()
                 .unwrap()
@@ -336,7 +356,7 @@ mod tests {
         for said in ["", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{"] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
-            let client = connect(None, Some(&url), Arc::new(Metrics::new().unwrap()));
+            let client = connect(None, Some(&url), Arc::new(Metrics::new().unwrap()), || ());
             let client = client.await.unwrap();
             let begin = time::Instant::now();
             let request = client.request_text(Request::new(Vec::new()));

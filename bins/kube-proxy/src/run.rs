@@ -103,7 +103,8 @@ pub(crate) async fn run(settings: Settings, hostname: &str) -> Result<(), Error>
         Source::Manifests(directory) => Followed::Manifests(directory),
         Source::Api => {
             let Client { kubeconfig, master } = &settings.client;
-            let client = client::connect(kubeconfig.as_deref(), master.as_deref(), metrics.clone());
+            let (kubeconfig, master) = (kubeconfig.as_deref(), master.as_deref());
+            let client = client::connect(kubeconfig, master, metrics.clone(), sink.witness());
             Followed::Api(client.await?)
         }
     };

@@ -491,7 +491,7 @@ mod tests {
             }
         });
         let metrics = Arc::new(Metrics::new().unwrap());
-        let client = client::connect(None, Some(&url), metrics).await.unwrap();
+        let client = client::connect(None, Some(&url), metrics, || ()).await.unwrap();
         let (sink, changes) = Sink::plain();
         tokio::spawn(async move { run(client, "node-1", &health, sink).await });
         changes

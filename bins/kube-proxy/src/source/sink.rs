@@ -36,6 +36,7 @@ pub(crate) struct Sink {
 /// What has to be known of a source before there is a proxier.
 #[derive(Default)]
 struct Heard {
+    /// It is there.
     anything: bool,
     /// The first that the Node had.
     pod_cidrs: Vec<IpNet>,
@@ -96,6 +97,12 @@ impl Sink {
         self.changes.send(change).is_ok()
     }
 
+    /// To be called when there is a source that will say something.
+    pub(crate) fn witness(&self) -> impl Fn() + Clone + Send + Sync + use<> {
+        let heard = self.heard.clone();
+        move || heard.send_modify(|heard| heard.anything = true)
+    }
+
     /// Whether nobody listens any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.changes.is_closed()
@@ -111,7 +118,7 @@ impl Sink {
 pub(crate) struct Beginning(watch::Receiver<Heard>);
 
 impl Beginning {
-    /// Waits until the source has said something, or has ended.
+    /// Waits until the source is there, or has ended.
     pub(crate) async fn ready(&mut self) {
         _ = self.0.wait_for(|heard| heard.anything).await;
     }
