@@ -20,12 +20,23 @@ const ENDPOINTS: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
 /// The first address that replaces another is the one after this.
 const REPLACEMENTS: Ipv4Addr = Ipv4Addr::new(10, 224, 0, 0);
 
-/// Upstream waits for the object of its node.
-const NODE_OBJECT: &str = "
+/// What every cluster has: the object of the node, for which upstream waits, and the endpoints of the API server's own
+/// Service, which the lab's does not make.
+const FOUNDATIONS: &str = "
 apiVersion: v1
 kind: Node
 metadata: {name: node}
 status: {addresses: [{type: InternalIP, address: 192.168.10.2}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  namespace: default
+  name: kubernetes
+  labels: {kubernetes.io/service-name: kubernetes, endpointslice.kubernetes.io/managed-by: lab}
+addressType: IPv4
+ports: [{name: https, protocol: TCP, port: 6443}]
+endpoints: [{addresses: [10.0.2.2]}]
 ";
 
 /// Services `default/b-0`, `default/b-1`, ... of one TCP port, each with one slice of the same name. The first has a
@@ -71,8 +82,8 @@ impl Load {
     pub fn create(self, client: &Client, made: Self) -> Result<()> {
         let numbers = made.services..self.services;
         if made == Self::default() {
-            // It may be there, and stays as it is then.
-            client.apply(NODE_OBJECT)?;
+            // They may be there, and stay as they are then.
+            client.apply(FOUNDATIONS)?;
         }
         // Services come first, so that no slice is one of a Service that there is not.
         client.create_all(objects(numbers.clone(), service)?)?;

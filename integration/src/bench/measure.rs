@@ -244,9 +244,10 @@ pub(super) fn time_of_day(at: SystemTime) -> f64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() % SECONDS_OF_DAY
 }
 
-/// Across midnight, too.
+/// Across midnight, too. Negative if the end was before the start.
 fn between(start: f64, end: f64) -> f64 {
-    (end - start).rem_euclid(SECONDS_OF_DAY)
+    let half = SECONDS_OF_DAY / 2.0;
+    (end - start + half).rem_euclid(SECONDS_OF_DAY) - half
 }
 
 /// Replaces endpoints, and says how long each took from the node's hearing of it until the kernel has it. One more
@@ -367,6 +368,7 @@ mod tests {
         let caches = caches_synced(log).unwrap();
         assert_eq!(caches, 86399.5);
         assert_eq!(between(caches, last_said(log, &["in sync"]).unwrap()), 0.75);
+        assert_eq!(between(0.25, caches), -0.75);
         assert_eq!(last_said(log, &["done"]), None);
     }
 
