@@ -280,8 +280,8 @@ pub enum Change {
     EndpointSliceGone(ObjectName),
     /// Our node's object is there, or has changed.
     Node(Node),
-    /// The source has sent all that exists. Before, nothing is removed that the kernel held at the start, and only a kernel
-    /// that held nothing is programmed: with Services that have endpoints, once our [`Node`] and the API server's own
-    /// Service with its endpoints have come (I6, C4).
+    /// The source has sent all that exists. Before, a kernel that held anything of ours at the start stays as it is; one
+    /// that held nothing gets Services that have endpoints, and no addresses but ClusterIPs, once our [`Node`] has come
+    /// (I6, C4).
     Synced,
 }

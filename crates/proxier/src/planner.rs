@@ -161,6 +161,7 @@ impl Planner {
                     }
                 }
             }
+            // What has waited for this.
             Affected::Nothing if self.is_synced() != was_synced => {
                 let services = self.store.service_names();
                 let waiting =
