@@ -325,10 +325,10 @@ fn quick() -> Vec<Task> {
         ],
     );
     [
-        vec![flows(10, &Proxier::ALL, 15)],
+        vec![flows(10, &Proxier::ALL, 10)],
         small,
         large,
-        vec![flows(1000, &[Ours, UpstreamNftables], 15)],
+        vec![flows(1000, &[Ours, UpstreamNftables], 10)],
     ]
     .concat()
 }
@@ -351,7 +351,7 @@ fn full() -> Vec<Task> {
             }),
             Course {
                 starts: 5,
-                changes: 50,
+                changes: 20,
                 ..course(UpstreamNftables, 200)
             },
         ],
@@ -361,7 +361,7 @@ fn full() -> Vec<Task> {
         &[
             Course {
                 starts: 5,
-                changes: 50,
+                changes: 20,
                 ..course(UpstreamNftables, 1000)
             },
             course(UpstreamIpvs, 1000),
@@ -385,17 +385,17 @@ fn full() -> Vec<Task> {
     };
     // Objects only become more.
     [
-        vec![flows(10, &Proxier::ALL, 50), Task::Course(smallest)],
+        vec![flows(10, &Proxier::ALL, 30), Task::Course(smallest)],
         small,
         large,
-        vec![flows(1000, &[Ours, UpstreamNftables], 50)],
+        vec![flows(1000, &[Ours, UpstreamNftables], 30)],
         largest,
         vec![
             Task::Course(idle(Course {
                 starts: 0,
                 ..course(Ours, 10_000)
             })),
-            flows(10_000, &[Ours, UpstreamNftables], 50),
+            flows(10_000, &[Ours, UpstreamNftables], 30),
         ],
     ]
     .concat()
