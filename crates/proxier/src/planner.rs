@@ -149,7 +149,6 @@ impl Planner {
             }
             _ => None,
         };
-        let was_synced = self.is_synced();
         match self.store.apply(change) {
             Affected::Services(services) => {
                 if services.iter().any(ObjectName::is_kubernetes_api) {
@@ -162,7 +161,7 @@ impl Planner {
                 }
             }
             // What has waited for this.
-            Affected::Nothing if self.is_synced() != was_synced => {
+            Affected::Synced => {
                 let services = self.store.service_names();
                 let waiting =
                     services.filter(|name| !self.wanted.has_plan(name) || self.store.is_exposed(name));
@@ -303,8 +302,8 @@ impl Planner {
             ),
             None => (0, Plan::default()),
         };
-        let refused = plan.refuses_clients() && !self.wanted.has_plan(name);
-        if !self.is_synced() && (refused || self.store.is_exposed(name)) {
+        let newly_refuses = || !self.wanted.has_plan(name) && plan.refuses_clients();
+        if !self.is_synced() && (self.store.is_exposed(name) || newly_refuses()) {
             return Vec::new();
         }
         self.wanted.replace(name, created, plan)

@@ -101,6 +101,8 @@ pub enum Affected {
     Services(Vec<ObjectName>),
     /// Our node's description, on which every Service may depend.
     Node,
+    /// Services that have waited for all that exists.
+    Synced,
 }
 
 impl Store {
@@ -130,9 +132,10 @@ impl Store {
                 self.node = Some(node);
                 Affected::Node
             }
+            Change::Synced if self.synced => Affected::Nothing,
             Change::Synced => {
                 self.synced = true;
-                Affected::Nothing
+                Affected::Synced
             }
         }
     }

@@ -36,8 +36,8 @@ pub(crate) struct Sink {
 /// What has to be known of a source before there is a proxier.
 #[derive(Default)]
 struct Heard {
-    /// It is there.
-    anything: bool,
+    /// There is a source: it has been connected to, or has said something.
+    there: bool,
     /// The first that the Node had.
     pod_cidrs: Vec<IpNet>,
 }
@@ -86,7 +86,7 @@ impl Sink {
         // Once there is a proxier nobody waits for the beginning.
         if !self.heard.is_closed() {
             self.heard.send_modify(|heard| {
-                heard.anything = true;
+                heard.there = true;
                 if let Change::Node(node) = &change
                     && heard.pod_cidrs.is_empty()
                 {
@@ -100,7 +100,7 @@ impl Sink {
     /// To be called when there is a source that will say something.
     pub(crate) fn witness(&self) -> impl Fn() + Clone + Send + Sync + use<> {
         let heard = self.heard.clone();
-        move || heard.send_modify(|heard| heard.anything = true)
+        move || heard.send_modify(|heard| heard.there = true)
     }
 
     /// Whether nobody listens any more.
@@ -120,7 +120,7 @@ pub(crate) struct Beginning(watch::Receiver<Heard>);
 impl Beginning {
     /// Waits until the source is there, or has ended.
     pub(crate) async fn ready(&mut self) {
-        _ = self.0.wait_for(|heard| heard.anything).await;
+        _ = self.0.wait_for(|heard| heard.there).await;
     }
 
     /// Waits for the Node's pod CIDRs.
