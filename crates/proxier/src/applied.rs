@@ -57,12 +57,20 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// The real server at this address.
-    pub(crate) fn destination(&self, address: &SocketAddr) -> Option<&Destination> {
-        let place = self
-            .destinations
-            .binary_search_by_key(address, Destination::socket_addr);
-        self.destinations.get(place.ok()?)
+    /// Takes note of a command that concerns one of the real servers.
+    fn record(&mut self, command: &Command) {
+        match command {
+            Command::NewDestination(_, destination) | Command::SetDestination(_, destination) => {
+                self.destinations
+                    .replace_by_key(*destination, Destination::socket_addr);
+                self.ours = true;
+            }
+            Command::DelDestination(_, address) => {
+                self.destinations.remove_by_key(address, Destination::socket_addr);
+            }
+            // Nothing else is planned for a real server.
+            _ => {}
+        }
     }
 }
 
@@ -255,7 +263,25 @@ impl Applied {
                     };
                     self.servers.entry(service.key).or_default().server = Some(server);
                 }
-                Operation::Ipvs(command) => self.record_ipvs(command),
+                Operation::Ipvs(Command::SetService(service)) => {
+                    if let Some(server) = self.server_mut(&service.key) {
+                        server.service = *service;
+                        server.ours = true;
+                    }
+                }
+                Operation::Ipvs(Command::DelService(key)) => self.take_from(key, |entry| entry.server = None),
+                Operation::Ipvs(command) => {
+                    // As a rule others of the same virtual server follow: it is looked up once.
+                    let of = real_server_of(operation);
+                    if let Some(server) = of.and_then(|key| self.server_mut(key)) {
+                        server.record(command);
+                        while let Some(Operation::Ipvs(next)) =
+                            operations.next_if(|next| real_server_of(next) == of)
+                        {
+                            server.record(next);
+                        }
+                    }
+                }
                 Operation::SourcePorts(source_ports) => self.source_ports = *source_ports,
                 Operation::Link(link::Update::Add(address)) => {
                     self.addresses.insert(*address);
@@ -266,41 +292,24 @@ impl Applied {
             }
         }
     }
-
-    fn record_ipvs(&mut self, command: &Command) {
-        match command {
-            Command::SetService(service) => {
-                if let Some(server) = self.server_mut(&service.key) {
-                    server.service = *service;
-                    server.ours = true;
-                }
-            }
-            Command::DelService(key) => self.take_from(key, |entry| entry.server = None),
-            Command::NewDestination(key, destination) | Command::SetDestination(key, destination) => {
-                if let Some(server) = self.server_mut(key) {
-                    server
-                        .destinations
-                        .replace_by_key(*destination, Destination::socket_addr);
-                    server.ours = true;
-                }
-            }
-            Command::DelDestination(key, address) => {
-                if let Some(server) = self.server_mut(key) {
-                    server
-                        .destinations
-                        .remove_by_key(address, Destination::socket_addr);
-                }
-            }
-            // The others do not concern Services: nothing of them is planned.
-            _ => {}
-        }
-    }
 }
 
 /// The real server that an operation adds to a virtual server.
 fn new_destination<'a>(operation: &'a Operation, server: &ServiceKey) -> Option<&'a Destination> {
     match operation {
         Operation::Ipvs(Command::NewDestination(key, destination)) if key == server => Some(destination),
+        _ => None,
+    }
+}
+
+/// The virtual server whose real server an operation changes.
+fn real_server_of(operation: &Operation) -> Option<&ServiceKey> {
+    match operation {
+        Operation::Ipvs(
+            Command::NewDestination(key, _)
+            | Command::SetDestination(key, _)
+            | Command::DelDestination(key, _),
+        ) => Some(key),
         _ => None,
     }
 }

@@ -17,7 +17,7 @@ use crate::{
         netfilter::{self, Element},
     },
     plan::{RealServers, Usable},
-    sorted::Set,
+    sorted::{self, Set},
     source_ports::SourcePorts,
     step::{Key, Operation, RealServer, Step},
     wanted::Wanted,
@@ -61,8 +61,8 @@ pub struct Phases {
     /// Netfilter state that must be there before traffic is.
     prepare: Vec<Step>,
     servers: Vec<Step>,
-    /// Real servers that go, after all that come: the kernel keeps what was deleted for two minutes, and searches it at
-    /// every addition.
+    /// Real servers that go or get less, after all that come: the kernel keeps what was deleted for two minutes, and
+    /// searches it at every addition.
     leave: Vec<Step>,
     bind: Vec<Step>,
     unbind: Vec<Step>,
@@ -82,14 +82,6 @@ impl Phases {
     pub fn in_order(mut self) -> [Vec<Step>; 5] {
         self.servers.append(&mut self.leave);
         [self.prepare, self.servers, self.bind, self.unbind, self.finish]
-    }
-
-    fn command(&mut self, key: Key, command: Command) {
-        let phase = match command {
-            Command::DelDestination(..) => &mut self.leave,
-            _ => &mut self.servers,
-        };
-        push(phase, key, command);
     }
 
     /// While an object is wanted, its elements are replaced before anything else. The last go at the end.
@@ -140,10 +132,9 @@ impl Phases {
         });
         let wants = [wants, in_cluster];
         for (service, real_servers) in wants.iter().flatten() {
-            let commands = |command| self.command(key, command);
             match applied.server(&service.key) {
-                Some(has) => edit(service, real_servers, has, circumstances, commands),
-                None => create(service, real_servers, circumstances, commands),
+                Some(has) => self.edit(key, service, real_servers, has, circumstances),
+                None => self.create(key, service, real_servers, circumstances),
             }
         }
         let marks = applied.elements(&key).iter().filter_map(Element::mark);
@@ -159,12 +150,124 @@ impl Phases {
             let Some(has) = applied.server(&unwanted).filter(|has| has.ours) else {
                 continue;
             };
-            let commands = |command| self.command(key, command);
             match unwanted {
-                ServiceKey::Fwmark { .. } if waited_for => wind_down(has, circumstances, commands),
-                _ => self.command(key, Command::DelService(unwanted)),
+                ServiceKey::Fwmark { .. } if waited_for => self.wind_down(key, has, circumstances),
+                _ => push(&mut self.servers, key, Command::DelService(unwanted)),
             }
         }
+    }
+
+    /// Makes a virtual server.
+    fn create(
+        &mut self,
+        key: Key,
+        service: &ipvs::Service,
+        wanted: &RealServers,
+        circumstances: Circumstances<'_>,
+    ) {
+        push(&mut self.servers, key, Command::NewService(*service));
+        let destinations = wanted.usable.iter().map(Usable::destination);
+        self.add(key, service, destinations, circumstances);
+    }
+
+    /// Makes the kernel's virtual server the one that is wanted.
+    fn edit(
+        &mut self,
+        key: Key,
+        service: &ipvs::Service,
+        wanted: &RealServers,
+        has: &Server,
+        circumstances: Circumstances<'_>,
+    ) {
+        let server = service.key;
+        if !same_settings(service, &has.service) {
+            push(&mut self.servers, key, Command::SetService(*service));
+        }
+        // As a rule: when everything is verified.
+        let same = |(wants, has): (&Usable, &Destination)| wants.destination() == *has;
+        if wanted.usable.len() == has.destinations.len() && zip(&wanted.usable, &has.destinations).all(same) {
+            return;
+        }
+        let mut added = Vec::new();
+        let by_address = sorted::join(
+            &wanted.usable,
+            Usable::socket_addr,
+            &has.destinations,
+            Destination::socket_addr,
+        );
+        for (wants, has) in by_address {
+            match (wants.map(Usable::destination), has) {
+                (Some(wants), None) => added.push(wants),
+                (Some(wants), Some(has)) if wants == *has => {}
+                (Some(wants), Some(has)) => {
+                    let phase = match wants.weight < has.weight {
+                        true => &mut self.leave,
+                        false => &mut self.servers,
+                    };
+                    push(phase, key, Command::SetDestination(server, wants));
+                }
+                (None, Some(has)) => {
+                    let address = has.socket_addr();
+                    let may_stay = wanted.may_leave_slowly(address)
+                        && !circumstances.drained.contains(&(server, address));
+                    if !may_stay {
+                        push(&mut self.leave, key, Command::DelDestination(server, address));
+                    } else if has.weight != 0 {
+                        let quiet = Destination { weight: 0, ..*has };
+                        push(&mut self.leave, key, Command::SetDestination(server, quiet));
+                    }
+                }
+                (None, None) => {}
+            }
+        }
+        self.add(key, service, added.into_iter(), circumstances);
+    }
+
+    /// Adds real servers to a virtual server.
+    ///
+    /// Round robin begins with the server that was inserted last. Were that the same one everywhere, every fresh
+    /// node would send its first connection there: each node has an order of its own, always the same for a
+    /// virtual server (B7). Other schedulers get the order of the addresses, so that hashing agrees everywhere.
+    fn add(
+        &mut self,
+        key: Key,
+        service: &ipvs::Service,
+        destinations: impl Iterator<Item = Destination>,
+        circumstances: Circumstances<'_>,
+    ) {
+        let by_turns = [Scheduler::ROUND_ROBIN, Scheduler::WEIGHTED_ROUND_ROBIN].contains(&service.scheduler);
+        let of_server =
+            FixedState::with_seed(FixedState::default().hash_one((circumstances.node, service.key)));
+        let place = |destination: &Destination| match by_turns {
+            true => of_server.hash_one(destination.socket_addr()),
+            false => 0,
+        };
+        let mut destinations: Vec<_> = destinations
+            .map(|destination| (place(&destination), destination))
+            .collect();
+        destinations.sort_by_key(|(place, _)| *place);
+        for (_, destination) in destinations {
+            push(
+                &mut self.servers,
+                key,
+                Command::NewDestination(service.key, destination),
+            );
+        }
+    }
+
+    /// What a virtual server by firewall mark becomes when its Service stays and nothing is marked for it any more: the
+    /// connections through it go on, and it goes with the last of them (A2).
+    fn wind_down(&mut self, key: Key, has: &Server, circumstances: Circumstances<'_>) {
+        let server = has.service.key;
+        let drained = |has: &Destination| circumstances.drained.contains(&(server, has.socket_addr()));
+        if has.destinations.iter().all(drained) {
+            return push(&mut self.servers, key, Command::DelService(server));
+        }
+        let nothing = RealServers {
+            usable: Set::new(),
+            leaving: Some(has.destinations.iter().map(|has| has.address).collect()),
+        };
+        self.edit(key, &has.service, &nothing, has, circumstances);
     }
 
     fn address(&mut self, key: Key, address: IpAddr, wanted: bool, applied: &Applied) {
@@ -178,84 +281,6 @@ impl Phases {
     }
 }
 
-/// Hands over the commands that make a virtual server.
-fn create(
-    service: &ipvs::Service,
-    wanted: &RealServers,
-    circumstances: Circumstances<'_>,
-    mut add: impl FnMut(Command),
-) {
-    add(Command::NewService(*service));
-    in_order_of_insertion(
-        wanted.usable.iter().map(Usable::destination),
-        service,
-        circumstances.node,
-    )
-    .for_each(|destination| add(Command::NewDestination(service.key, destination)));
-}
-
-/// Hands over the commands that make the kernel's virtual server the one that is wanted.
-fn edit(
-    service: &ipvs::Service,
-    wanted: &RealServers,
-    has: &Server,
-    circumstances: Circumstances<'_>,
-    mut add: impl FnMut(Command),
-) {
-    let key = service.key;
-    if !same_settings(service, &has.service) {
-        add(Command::SetService(*service));
-    }
-    let same = |(wanted, has): (&Usable, &Destination)| wanted.destination() == *has;
-    if wanted.usable.len() == has.destinations.len() && zip(&wanted.usable, &has.destinations).all(same) {
-        return;
-    }
-
-    let (mut added, mut raised, mut removed) = (Vec::new(), Vec::new(), Vec::new());
-    for wanted in wanted.usable.iter().map(Usable::destination) {
-        match has.destination(&wanted.socket_addr()) {
-            None => added.push(wanted),
-            Some(has) if has.weight > wanted.weight => removed.push(Command::SetDestination(key, wanted)),
-            Some(has) if *has != wanted => raised.push(Command::SetDestination(key, wanted)),
-            Some(_) => {}
-        }
-    }
-    for destination in &has.destinations {
-        let address = destination.socket_addr();
-        if wanted.is_usable(&address) {
-            continue;
-        }
-        let may_stay = wanted.may_leave_slowly(address) && !circumstances.drained.contains(&(key, address));
-        if !may_stay {
-            removed.push(Command::DelDestination(key, address));
-        } else if destination.weight != 0 {
-            let quiet = Destination {
-                weight: 0,
-                ..*destination
-            };
-            removed.push(Command::SetDestination(key, quiet));
-        }
-    }
-    in_order_of_insertion(added.into_iter(), service, circumstances.node)
-        .for_each(|destination| add(Command::NewDestination(key, destination)));
-    raised.into_iter().chain(removed).for_each(add);
-}
-
-/// What a virtual server by firewall mark becomes when its Service stays and nothing is marked for it any more: the
-/// connections through it go on, and it goes with the last of them (A2).
-fn wind_down(has: &Server, circumstances: Circumstances<'_>, mut add: impl FnMut(Command)) {
-    let key = has.service.key;
-    let drained = |has: &Destination| circumstances.drained.contains(&(key, has.socket_addr()));
-    if has.destinations.iter().all(drained) {
-        return add(Command::DelService(key));
-    }
-    let nothing = RealServers {
-        usable: Set::new(),
-        leaving: Some(has.destinations.iter().map(|has| has.address).collect()),
-    };
-    edit(&has.service, &nothing, has, circumstances, add);
-}
-
 /// Whether the kernel's service is what we would make, whatever it has marked in it for itself.
 fn same_settings(wanted: &ipvs::Service, has: &ipvs::Service) -> bool {
     let flags = |service: &ipvs::Service| service.flags.bits() & !ServiceFlags::HASHED.bits();
@@ -264,25 +289,4 @@ fn same_settings(wanted: &ipvs::Service, has: &ipvs::Service) -> bool {
         && wanted.timeout == has.timeout
         && wanted.netmask == has.netmask
         && wanted.persistence_engine == has.persistence_engine
-}
-
-/// Round robin begins with the server that was inserted last. Were that the same one everywhere, every fresh
-/// node would send its first connection there: each node has an order of its own, always the same for a
-/// virtual server (B7). Other schedulers get the order of the addresses, so that hashing agrees everywhere.
-fn in_order_of_insertion(
-    added: impl Iterator<Item = Destination>,
-    service: &ipvs::Service,
-    node: &str,
-) -> impl Iterator<Item = Destination> {
-    let by_turns = [Scheduler::ROUND_ROBIN, Scheduler::WEIGHTED_ROUND_ROBIN].contains(&service.scheduler);
-    let of_server = FixedState::with_seed(FixedState::default().hash_one((node, service.key)));
-    let place = |destination: &Destination| match by_turns {
-        true => of_server.hash_one(destination.socket_addr()),
-        false => 0,
-    };
-    let mut added: Vec<_> = added
-        .map(|destination| (place(&destination), destination))
-        .collect();
-    added.sort_by_key(|(place, _)| *place);
-    added.into_iter().map(|(_, destination)| destination)
 }

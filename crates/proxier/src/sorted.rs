@@ -3,7 +3,7 @@
 //! A node of a `BTreeMap` has room for eleven entries; a Service has one or two virtual servers. A lookup is a binary
 //! search, an insertion moves what comes behind, and whole collections are sorted once.
 
-use std::{mem, ops::Deref, slice, vec};
+use std::{cmp::Ordering, iter, mem, ops::Deref, slice, vec};
 
 /// A sorted set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +116,26 @@ impl<'a, T> IntoIterator for &'a Set<T> {
     fn into_iter(self) -> Self::IntoIter {
         self.0.iter()
     }
+}
+
+/// What is in either of two sets, by a key by which both are sorted and of which each has one: a value, its counterpart,
+/// or both.
+pub fn join<'a, A, B, K: Ord>(
+    left: &'a Set<A>,
+    left_key: impl Fn(&A) -> K,
+    right: &'a Set<B>,
+    right_key: impl Fn(&B) -> K,
+) -> impl Iterator<Item = (Option<&'a A>, Option<&'a B>)> {
+    let (mut left, mut right) = (left.iter().peekable(), right.iter().peekable());
+    iter::from_fn(move || {
+        let order = match (left.peek(), right.peek()) {
+            (Some(left), Some(right)) => left_key(left).cmp(&right_key(right)),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        Some((left.next_if(|_| order.is_le()), right.next_if(|_| order.is_ge())))
+    })
 }
 
 /// A map that is sorted by its keys.
@@ -299,6 +319,22 @@ mod tests {
                 }
                 prop_assert!(set.iter().copied().eq(expected.clone()));
             }
+        }
+
+        #[test]
+        fn a_join_has_everything_once(left: BTreeMap<u8, u16>, right: BTreeMap<u8, u16>) {
+            let (lefts, rights) = (Set::from_iter(left.clone()), Set::from_iter(right.clone()));
+            let key = |(key, _): &(u8, u16)| *key;
+            let joined: Vec<_> = join(&lefts, key, &rights, key)
+                .map(|(left, right)| (left.copied(), right.copied()))
+                .collect();
+            let keys: BTreeSet<_> = left.keys().chain(right.keys()).copied().collect();
+            let entry = |of: &BTreeMap<u8, u16>, key| of.get(&key).map(|value| (key, *value));
+            let expected: Vec<_> = keys
+                .into_iter()
+                .map(|key| (entry(&left, key), entry(&right, key)))
+                .collect();
+            prop_assert_eq!(joined, expected);
         }
 
         #[test]

@@ -108,13 +108,16 @@ impl Wanted {
         let mut changed = Vec::new();
         let gone = self.plans.remove(service);
         let before = gone.as_ref().map(|claim| &claim.plan);
+        let frontends = before.map(|plan| &plan.frontends);
+        let same_age = gone.as_ref().is_some_and(|claim| claim.created == created);
 
         if let Some(claim) = &gone {
             let claimant = Claimant {
                 created: claim.created,
                 service: service.clone(),
             };
-            for key in claim.plan.frontends.keys() {
+            let given_up = |key: &&ServiceKey| !same_age || !plan.frontends.contains_key(key);
+            for key in claim.plan.frontends.keys().filter(given_up) {
                 if let Some(claimants) = self.servers.get_mut(key) {
                     claimants.remove(&claimant);
                     if claimants.is_empty() {
@@ -127,19 +130,18 @@ impl Wanted {
             }
         }
         for (key, frontend) in &plan.frontends {
-            let claimant = Claimant {
-                created,
-                service: service.clone(),
-            };
-            self.servers.entry(*key).or_default().insert(claimant);
+            let known = frontends.filter(|_| same_age).and_then(|old| old.get(key));
+            if known.is_none() {
+                let claimant = Claimant {
+                    created,
+                    service: service.clone(),
+                };
+                self.servers.entry(*key).or_default().insert(claimant);
+            }
             if frontend.in_cluster.is_some() {
                 self.marks.assign(*key);
             }
-        }
-        let frontends = before.map(|plan| &plan.frontends);
-        let is_new = gone.as_ref().is_none_or(|claim| claim.created != created);
-        for (key, frontend) in &plan.frontends {
-            if is_new || frontends.and_then(|old| old.get(key)) != Some(frontend) {
+            if known != Some(frontend) {
                 changed.push(Key::Server(*key));
             }
         }
