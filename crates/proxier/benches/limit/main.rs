@@ -32,7 +32,7 @@ use rustix::{
 };
 use tokio::{
     sync::mpsc::{UnboundedSender, unbounded_channel},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -51,8 +51,11 @@ const SYNC_PERIOD: Duration = Duration::from_secs(20);
 /// Long enough for everything that is pending to be done.
 const MOMENT: Duration = Duration::from_millis(20);
 
-/// How many endpoints a burst replaces.
+/// How many endpoints a burst replaces, among how many Services, and how many bursts there are in a repetition: one takes
+/// so little time that few would tell nothing.
 const BURST: usize = 1000;
+const BURST_SERVICES: usize = 1000;
+const BURSTS: usize = 6;
 
 /// How many Services there are beside many, to see whether a change depends on their number.
 const FEW: usize = 100;
@@ -75,34 +78,43 @@ fn main() {
         services,
         endpoints,
     };
+    let bursts = Bench {
+        services: services.min(BURST_SERVICES),
+        ..bench
+    };
     // Also the warm-up: modules are loaded.
-    let tapes = bench.record();
+    let (tapes, burst_tapes) = (bench.record(), bursts.record_burst());
     let mut runs = Runs::default();
     for _ in 0..repetitions {
         bench.run_ours(&mut runs);
-        bench.run_replay(&tapes, &mut runs);
+        bench.run_replay(&tapes, &mut runs.replay);
+        for _ in 0..BURSTS {
+            bursts.burst_ours(&mut runs.ours);
+            bursts.burst_replay(&burst_tapes, &mut runs.replay);
+        }
     }
-    let size = format!("{services} x {endpoints}");
-    let print = |what: &str, ours: &[f64], theirs: &[f64]| {
+    let print = |what: &str, services: usize, ours: &[f64], theirs: &[f64]| {
+        let size = format!("{services} x {endpoints}");
         println!("{{\"what\":\"{what}\",\"size\":\"{size}\",\"ours\":{ours:?},\"theirs\":{theirs:?}}}");
     };
-    print("first sync", &runs.ours.first_sync, &runs.replay.first_sync);
-    print("burst", &runs.ours.burst, &runs.replay.burst);
-    print("verification", &runs.ours.verification, &runs.replay.verification);
-    print("change", &runs.many, &runs.few);
+    let Runs { ours, replay, .. } = &runs;
+    print("first sync", services, &ours.first_sync, &replay.first_sync);
+    print("burst", bursts.services, &ours.burst, &replay.burst);
+    print("verification", services, &ours.verification, &replay.verification);
+    print("change", services, &runs.many, &runs.few);
 }
 
+#[derive(Clone, Copy)]
 struct Bench {
     recorder: &'static Recorder,
     services: usize,
     endpoints: usize,
 }
 
-/// What the proxier sent.
+/// What the proxier sent for its first synchronisation, and then for something else.
 struct Tapes {
     first_sync: Vec<Sent>,
-    burst: Vec<Sent>,
-    verification: Vec<Sent>,
+    then: Vec<Sent>,
 }
 
 #[derive(Default)]
@@ -122,22 +134,31 @@ struct Times {
 }
 
 impl Bench {
+    /// Then a verification.
     fn record(&self) -> Tapes {
         in_namespace(|| async {
-            let mut proxier = Proxier::start(self.services, self.endpoints).await;
-            self.recorder.start();
-            proxier.first_sync(self.recorder).await;
-            let first_sync = self.recorder.stop();
+            let (mut proxier, first_sync) = self.record_first_sync().await;
+            let (_, then) = proxier.verification(self.recorder).await;
+            Tapes { first_sync, then }
+        })
+    }
+
+    /// Then a burst.
+    fn record_burst(&self) -> Tapes {
+        in_namespace(|| async {
+            let (mut proxier, first_sync) = self.record_first_sync().await;
             self.recorder.start();
             proxier.burst(self.endpoints).await;
-            let burst = self.recorder.stop();
-            let (_, verification) = proxier.verification(self.recorder).await;
-            Tapes {
-                first_sync,
-                burst,
-                verification,
-            }
+            let then = self.recorder.stop();
+            Tapes { first_sync, then }
         })
+    }
+
+    async fn record_first_sync(&self) -> (Proxier, Vec<Sent>) {
+        let mut proxier = Proxier::start(self.services, self.endpoints).await;
+        self.recorder.start();
+        proxier.first_sync(self.recorder).await;
+        (proxier, self.recorder.stop())
     }
 
     fn run_ours(&self, runs: &mut Runs) {
@@ -167,29 +188,49 @@ impl Bench {
                 }
                 runs.many.push(median(many));
                 runs.few.push(median(few));
-                runs.ours.burst.push(proxier.burst(self.endpoints).await);
                 let (time, _) = proxier.verification(self.recorder).await;
                 runs.ours.verification.push(time);
             });
         });
     }
 
-    fn run_replay(&self, tapes: &Tapes, runs: &mut Runs) {
+    fn run_replay(&self, tapes: &Tapes, times: &mut Times) {
         in_namespace(|| async {
-            // The same ground as ours stands on.
-            Linux::prepare(&config()).await.unwrap();
-            let (first_sync, burst) = (Replay::batches(&tapes.first_sync), Replay::batches(&tapes.burst));
-            let start = Instant::now();
-            first_sync.write();
-            runs.replay.first_sync.push(start.elapsed().as_secs_f64());
-            runs.replay.burst.push(processor_time(|| burst.write()));
-            let verification = Replay::as_sent(&tapes.verification);
-            runs.replay.verification.push(processor_time(|| {
+            times.first_sync.push(replay_first_sync(tapes).await);
+            let verification = Replay::as_sent(&tapes.then);
+            times.verification.push(processor_time(|| {
                 verification.read();
                 std::fs::read("/proc/thread-self/net/ip_vs").unwrap();
             }));
         });
     }
+
+    fn burst_ours(&self, times: &mut Times) {
+        in_namespace(|| async {
+            let mut proxier = Proxier::start(self.services, self.endpoints).await;
+            proxier.first_sync(self.recorder).await;
+            proxier.pass(MOMENT).await;
+            times.burst.push(proxier.burst(self.endpoints).await);
+        });
+    }
+
+    fn burst_replay(&self, tapes: &Tapes, times: &mut Times) {
+        in_namespace(|| async {
+            replay_first_sync(tapes).await;
+            let burst = Replay::batches(&tapes.then);
+            sleep(MOMENT).await;
+            times.burst.push(processor_time(|| burst.write()));
+        });
+    }
+}
+
+/// On the same ground as the proxier stands on. Wall-clock time.
+async fn replay_first_sync(tapes: &Tapes) -> f64 {
+    Linux::prepare(&config()).await.unwrap();
+    let first_sync = Replay::batches(&tapes.first_sync);
+    let start = Instant::now();
+    first_sync.write();
+    start.elapsed().as_secs_f64()
 }
 
 /// A proxier at work.
@@ -239,8 +280,7 @@ impl Proxier {
     /// Processor time of this thread, in the kernel too, until a thousand endpoints are replaced.
     async fn burst(&mut self, endpoints: usize) -> f64 {
         for number in 0..BURST / endpoints {
-            // No endpoint that a single change has brought.
-            self.send(Change::EndpointSlice(slice(number, endpoints, 2)));
+            self.send(Change::EndpointSlice(slice(number, endpoints, 1)));
         }
         self.processor_time(MOMENT).await
     }
