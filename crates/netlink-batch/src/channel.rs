@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use netlink_packet_core::NetlinkDeserializable;
 use rustix::{
+    buffer::spare_capacity,
     io,
     net::{self, RecvFlags, SendFlags, sockopt},
 };
@@ -34,6 +35,7 @@ const RECEIVE_BUFFER: usize = 128 << 10;
 pub(crate) struct Channel {
     protocol: isize,
     fd: AsyncFd<netlink_sys::Socket>,
+    /// Has room for [`RECEIVE_BUFFER`]. What was never received into takes no memory.
     buffer: Vec<u8>,
     send_room: usize,
     receive_room: usize,
@@ -67,7 +69,7 @@ impl Channel {
         Ok(Self {
             protocol,
             fd,
-            buffer: vec![0; RECEIVE_BUFFER],
+            buffer: Vec::with_capacity(RECEIVE_BUFFER),
             send_room,
             receive_room,
         })
@@ -162,11 +164,12 @@ fn send_room(socket: &netlink_sys::Socket) -> usize {
 }
 
 /// Length of the datagram that was received; more than the buffer's where the datagram was cut.
-fn receive(socket: &netlink_sys::Socket, buffer: &mut [u8]) -> io::Result<usize> {
-    net::recv(socket, buffer, RecvFlags::TRUNC).map(|(_copied, length)| length)
+fn receive(socket: &netlink_sys::Socket, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    buffer.clear();
+    net::recv(socket, spare_capacity(buffer), RecvFlags::TRUNC).map(|(_copied, length)| length)
 }
 
-async fn wait(fd: &AsyncFd<netlink_sys::Socket>, buffer: &mut [u8]) -> io::Result<usize> {
+async fn wait(fd: &AsyncFd<netlink_sys::Socket>, buffer: &mut Vec<u8>) -> io::Result<usize> {
     let receive = |socket: &netlink_sys::Socket| Ok(receive(socket, buffer)?);
     fd.async_io(Interest::READABLE, receive)
         .await
