@@ -1,4 +1,4 @@
-//! Builds upstream's programs from their Go modules, at the versions that `integration/go/go.mod` pins.
+//! Builds programs from their Go modules, at the versions that the `go.mod` files in `integration/go` pin.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +17,8 @@ pub enum Program {
     KubeApiserver,
     /// The proxier that ours is compared with.
     KubeProxy,
+    /// Another that is compared with both.
+    KubeRouter,
 }
 
 impl Program {
@@ -25,6 +27,7 @@ impl Program {
             Self::Etcd => "etcd",
             Self::KubeApiserver => "kube-apiserver",
             Self::KubeProxy => "kube-proxy",
+            Self::KubeRouter => "kube-router",
         }
     }
 
@@ -33,6 +36,7 @@ impl Program {
             Self::Etcd => "go.etcd.io/etcd/server/v3",
             Self::KubeApiserver => "k8s.io/kubernetes/cmd/kube-apiserver",
             Self::KubeProxy => "k8s.io/kubernetes/cmd/kube-proxy",
+            Self::KubeRouter => "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
         }
     }
 
@@ -40,9 +44,35 @@ impl Program {
         match self {
             Self::Etcd => "go.etcd.io/etcd/server/v3",
             Self::KubeApiserver | Self::KubeProxy => "k8s.io/kubernetes",
+            Self::KubeRouter => "github.com/cloudnativelabs/kube-router/v2",
+        }
+    }
+
+    const fn pins(self) -> &'static Pins {
+        match self {
+            Self::Etcd | Self::KubeApiserver | Self::KubeProxy => &UPSTREAM,
+            Self::KubeRouter => &KUBE_ROUTER,
         }
     }
 }
+
+/// Versions that belong together.
+struct Pins {
+    /// In this package.
+    directory: &'static str,
+    /// Its `go.mod`.
+    modules: &'static str,
+}
+
+const UPSTREAM: Pins = Pins {
+    directory: "go",
+    modules: include_str!("../go/go.mod"),
+};
+
+const KUBE_ROUTER: Pins = Pins {
+    directory: "go/kube-router",
+    modules: include_str!("../go/kube-router/go.mod"),
+};
 
 /// Go cannot build the programs here; says what to install.
 #[derive(Debug, thiserror::Error)]
@@ -62,9 +92,7 @@ impl From<Missing> for Error {
 
 /// A Go toolchain that is new enough.
 #[derive(Debug)]
-pub struct Go {
-    modules: String,
-}
+pub struct Go(());
 
 impl Go {
     /// Looks for a toolchain on the PATH. An older one that is set up to fetch a newer one does so.
@@ -72,19 +100,18 @@ impl Go {
     /// # Errors
     /// There is none, or it is too old.
     pub fn find() -> std::result::Result<Self, Missing> {
-        let modules = include_str!("../go/go.mod").to_owned();
-        let found = match output(go().args(["list", "-m"])) {
-            Ok(_) => return Ok(Self { modules }),
+        let found = match output(go(&UPSTREAM).args(["list", "-m"])) {
+            Ok(_) => return Ok(Self(())),
             Err(_) => version(),
         };
-        let wanted = directive(&modules, "go").unwrap_or_default().to_owned();
+        let wanted = directive(UPSTREAM.modules, "go").unwrap_or_default().to_owned();
         Err(Missing { wanted, found })
     }
 
     /// The pinned version of a program, such as `v1.36.3`.
     #[must_use]
-    pub fn version(&self, program: Program) -> &str {
-        directive(&self.modules, program.module()).unwrap_or_default()
+    pub fn version(&self, program: Program) -> &'static str {
+        directive(program.pins().modules, program.module()).unwrap_or_default()
     }
 
     /// Builds a program when the lab does not have it at its pinned version, and gives its path.
@@ -94,10 +121,10 @@ impl Go {
     pub fn build(&self, lab: &Lab, program: Program) -> Result<PathBuf> {
         let (name, version) = (program.name(), self.version(program));
         let dir = lab.locked(|| {
-            lab.ensure(&format!("go-{name}"), &self.modules, |dir| {
+            lab.ensure(&format!("go-{name}"), program.pins().modules, |dir| {
                 step(&format!("building {name} {version} (some minutes, once)"), || {
                     let flags = format!("-s -w -X k8s.io/component-base/version.gitVersion={version}");
-                    let mut command = go();
+                    let mut command = go(program.pins());
                     command.args(["build", "-trimpath", "-ldflags", &flags, "-o"]);
                     output(command.arg(dir.join(name)).arg(program.package())).map(drop)
                 })
@@ -112,14 +139,14 @@ impl Go {
 /// # Errors
 /// Its modules cannot be fetched, the build failed, or the program did.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    output(go().args(["run", program]).args(arguments))
+    output(go(&UPSTREAM).args(["run", program]).args(arguments))
 }
 
-/// The go command in the directory of the pins, for programs that run in any guest.
-fn go() -> Command {
+/// The go command in the directory of pins, for programs that run in any guest.
+fn go(pins: &Pins) -> Command {
     let mut command = Command::new("go");
     command
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("go"))
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(pins.directory))
         .env("CGO_ENABLED", "0")
         .env("GOFLAGS", "-mod=readonly")
         .env("GOWORK", "off");
@@ -158,15 +185,17 @@ mod tests {
 
     #[test]
     fn the_pins_name_every_program() {
-        let modules = include_str!("../go/go.mod").to_owned();
-        let go = Go { modules };
-        for program in [Program::Etcd, Program::KubeApiserver, Program::KubeProxy] {
-            assert!(
-                go.version(program).starts_with('v'),
-                "{program:?}: {:?}",
-                go.version(program)
-            );
-            assert!(go.modules.contains(&format!("\t{}\n", program.package())));
+        let go = Go(());
+        for program in [
+            Program::Etcd,
+            Program::KubeApiserver,
+            Program::KubeProxy,
+            Program::KubeRouter,
+        ] {
+            let version = go.version(program);
+            assert!(version.starts_with('v'), "{program:?}: {version:?}");
+            let tool = format!("\t{}\n", program.package());
+            assert!(program.pins().modules.contains(&tool), "{program:?}");
         }
     }
 

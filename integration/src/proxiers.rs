@@ -16,7 +16,7 @@ use crate::uplink::KUBECONFIG;
 /// In a guest: upstream's program on the search path.
 pub const UPSTREAM: &str = "upstream-kube-proxy";
 
-/// The same of kube-router's, where the lab has been given one.
+/// The same of kube-router's, where there is one.
 pub const KUBE_ROUTER: &str = "kube-router";
 
 /// A proxier.

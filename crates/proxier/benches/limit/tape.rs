@@ -1,6 +1,7 @@
 //! What was sent to the kernel, and sending it again.
 
 use std::{
+    collections::HashSet,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -50,6 +51,8 @@ pub(crate) struct Recorder {
     recording: AtomicBool,
     tape: Mutex<Vec<Sent>>,
     synced: Mutex<Option<Instant>>,
+    /// The warnings that were passed on: each start has the same.
+    warned: Mutex<HashSet<String>>,
 }
 
 impl Recorder {
@@ -99,7 +102,9 @@ impl<S: Subscriber> Layer<S> for &'static Recorder {
             self.tape.lock().unwrap().push(told.sent);
         } else if told.text == "in sync" {
             *self.synced.lock().unwrap() = Some(Instant::now());
-        } else if *event.metadata().level() <= Level::WARN {
+        } else if *event.metadata().level() <= Level::WARN
+            && self.warned.lock().unwrap().insert(told.text.clone())
+        {
             eprintln!("limit: the proxier says: {}", told.text);
         }
     }

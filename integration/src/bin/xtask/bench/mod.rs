@@ -6,7 +6,7 @@ mod picture;
 mod row;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -54,13 +54,6 @@ pub(crate) fn command() -> Command {
         )
         .arg(crate::kernel_argument())
         .arg(
-            Arg::new("kube-router")
-                .long("kube-router")
-                .value_name("PROGRAM")
-                .value_parser(value_parser!(PathBuf))
-                .help("Measure this kube-router, too, linked statically"),
-        )
-        .arg(
             Arg::new("services")
                 .long("services")
                 .value_name("COUNT")
@@ -70,7 +63,6 @@ pub(crate) fn command() -> Command {
 }
 
 pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
-    let kube_router: Option<&PathBuf> = arguments.get_one("kube-router");
     let mut plan = match arguments.get_one("services") {
         Some(services) => Plan {
             limit: [*services, 10, 2],
@@ -85,16 +77,23 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
             tasks: full(),
         },
     };
-    if kube_router.is_some() {
-        plan.add_kube_router();
-    }
     let go = Go::find()?;
-    let upstream = go.build(&Lab::open()?, Program::KubeProxy)?;
+    let lab = Lab::open()?;
+    let upstream = go.build(&lab, Program::KubeProxy)?;
+    let kube_router = match go.build(&lab, Program::KubeRouter) {
+        Ok(kube_router) => Some(kube_router),
+        // Some module proxies do not have it.
+        Err(error) => {
+            eprintln!("lab: measuring WITHOUT kube-router: {error}");
+            plan.leave_out(Proxier::KubeRouter);
+            None
+        }
+    };
     let ours = package::native()?;
     let proxiers = Programs {
         ours: &ours,
         upstream: &upstream,
-        kube_router: kube_router.map(PathBuf::as_path),
+        kube_router: kube_router.as_deref(),
     };
     let measured = measure(&plan, &go, proxiers, arguments.get_one("kernel").copied())?;
     let mut rows = compare(&measured.outcomes);
@@ -102,8 +101,11 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
     rows.extend(measured.limits.iter().filter_map(held_against));
     rows.push(binary_size(&ours, &upstream)?);
     if arguments.get_flag("write") && measured.failure.is_none() {
+        let router = kube_router.as_ref().map_or_else(String::new, |_| {
+            format!("; kube-router {}", go.version(Program::KubeRouter))
+        });
         let figures = format!(
-            "{}; guest: Linux {}, {}; kube-proxy {}\n\n{}\n![cost against size](benchmarks.svg)\n",
+            "{}; guest: Linux {}, {}; kube-proxy {}{router}\n\n{}\n![cost against size](benchmarks.svg)\n",
             document::machine(),
             measured.kernel,
             measured.accelerator,
@@ -136,24 +138,11 @@ struct Plan {
 }
 
 impl Plan {
-    /// Has kube-router go the same way as mode ipvs with 200 Services, or with as many as there are.
-    fn add_kube_router(&mut self) {
-        let of_ipvs = self
-            .tasks
-            .iter()
-            .enumerate()
-            .find_map(|(place, task)| match task {
-                Task::Course(course) if course.proxier == Proxier::UpstreamIpvs => Some((place, *course)),
-                Task::Course(_) | Task::Flows(_) => None,
-            });
-        if let Some((place, course)) = of_ipvs {
-            let course = Course {
-                proxier: Proxier::KubeRouter,
-                idle: 0,
-                ..course
-            };
-            self.tasks.insert(place + 1, Task::Course(course));
-        }
+    fn leave_out(&mut self, proxier: Proxier) {
+        self.tasks.retain(|task| match task {
+            Task::Course(course) => course.proxier != proxier,
+            Task::Flows(flows) => !flows.proxiers.contains(&proxier),
+        });
     }
 }
 
@@ -277,7 +266,15 @@ fn trial(services: usize) -> Vec<Task> {
         ..course(proxier, services)
     };
     let courses = Proxier::ALL.map(|proxier| Task::Course(short(proxier)));
-    [courses.to_vec(), vec![flows(services, &Proxier::ALL, 3)]].concat()
+    let kube_router = Course {
+        idle: 0,
+        ..short(Proxier::KubeRouter)
+    };
+    [
+        courses.to_vec(),
+        vec![Task::Course(kube_router), flows(services, &Proxier::ALL, 3)],
+    ]
+    .concat()
 }
 
 /// Ours before, between and after its peers, because the speed of an emulated processor changes with time.
@@ -288,7 +285,7 @@ fn in_turns(ours: Course, peers: &[Course]) -> Vec<Task> {
 }
 
 fn quick() -> Vec<Task> {
-    use Proxier::{Ours, UpstreamIpvs, UpstreamNftables};
+    use Proxier::{KubeRouter, Ours, UpstreamIpvs, UpstreamNftables};
     let small = in_turns(
         Course {
             starts: 2,
@@ -307,6 +304,10 @@ fn quick() -> Vec<Task> {
             },
         ],
     );
+    let kube_router = Course {
+        starts: 2,
+        ..course(KubeRouter, 200)
+    };
     let large = in_turns(
         Course {
             changes: 20,
@@ -327,6 +328,7 @@ fn quick() -> Vec<Task> {
     [
         vec![flows(10, &Proxier::ALL, 10)],
         small,
+        vec![Task::Course(kube_router)],
         large,
         vec![flows(1000, &[Ours, UpstreamNftables], 10)],
     ]
@@ -334,7 +336,7 @@ fn quick() -> Vec<Task> {
 }
 
 fn full() -> Vec<Task> {
-    use Proxier::{Ours, UpstreamIpvs, UpstreamNftables};
+    use Proxier::{KubeRouter, Ours, UpstreamIpvs, UpstreamNftables};
     let ours = |services| Course {
         starts: 2,
         changes: 35,
@@ -349,6 +351,11 @@ fn full() -> Vec<Task> {
                 changes: 20,
                 ..course(UpstreamIpvs, 200)
             }),
+            Course {
+                starts: 5,
+                changes: 20,
+                ..course(KubeRouter, 200)
+            },
             Course {
                 starts: 5,
                 changes: 20,
