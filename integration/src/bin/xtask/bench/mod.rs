@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
             tasks: trial(*services),
         },
         None if arguments.get_flag("quick") => Plan {
-            limit: [10_000, 10, 3],
+            limit: [10_000, 10, 2],
             tasks: quick(),
         },
         None => Plan {
@@ -289,25 +289,20 @@ fn quick() -> Vec<Task> {
     let small = in_turns(
         Course {
             starts: 2,
-            changes: 35,
+            changes: 25,
             ..course(Ours, 200)
         },
         &[
             Course {
-                changes: 6,
+                changes: 4,
                 ..course(UpstreamIpvs, 200)
             },
             Course {
-                starts: 2,
-                changes: 6,
+                changes: 4,
                 ..course(UpstreamNftables, 200)
             },
         ],
     );
-    let kube_router = Course {
-        starts: 2,
-        ..course(KubeRouter, 200)
-    };
     let large = in_turns(
         Course {
             changes: 20,
@@ -315,22 +310,22 @@ fn quick() -> Vec<Task> {
         },
         &[
             Course {
-                changes: 5,
+                changes: 4,
                 ..course(UpstreamNftables, 1000)
             },
             // It does not come to an end, but has its objects.
             Course {
-                patience: 20,
+                patience: 15,
                 ..course(UpstreamIpvs, 1000)
             },
         ],
     );
     [
-        vec![flows(10, &Proxier::ALL, 10)],
+        vec![flows(10, &Proxier::ALL, 15)],
         small,
-        vec![Task::Course(kube_router)],
+        vec![Task::Course(course(KubeRouter, 200))],
         large,
-        vec![flows(1000, &[Ours, UpstreamNftables], 10)],
+        vec![flows(1000, &[Ours, UpstreamNftables], 15)],
     ]
     .concat()
 }
