@@ -289,7 +289,7 @@ fn quick() -> Vec<Task> {
     let small = in_turns(
         Course {
             starts: 2,
-            changes: 25,
+            changes: 20,
             ..course(Ours, 200)
         },
         &[
@@ -305,7 +305,7 @@ fn quick() -> Vec<Task> {
     );
     let large = in_turns(
         Course {
-            changes: 20,
+            changes: 15,
             ..course(Ours, 1000)
         },
         &[
