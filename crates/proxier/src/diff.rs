@@ -166,7 +166,7 @@ impl Phases {
         circumstances: Circumstances<'_>,
     ) {
         push(&mut self.servers, key, Command::NewService(*service));
-        let destinations = wanted.usable.iter().map(Usable::destination);
+        let destinations = wanted.usable.iter().map(Usable::destination).collect();
         self.add(key, service, destinations, circumstances);
     }
 
@@ -188,7 +188,7 @@ impl Phases {
         if wanted.usable.len() == has.destinations.len() && zip(&wanted.usable, &has.destinations).all(same) {
             return;
         }
-        let mut added = Vec::new();
+        let mut added = Vec::with_capacity(wanted.usable.len());
         let by_address = sorted::join(
             &wanted.usable,
             Usable::socket_addr,
@@ -220,7 +220,7 @@ impl Phases {
                 (None, None) => {}
             }
         }
-        self.add(key, service, added.into_iter(), circumstances);
+        self.add(key, service, added, circumstances);
     }
 
     /// Adds real servers to a virtual server.
@@ -232,21 +232,16 @@ impl Phases {
         &mut self,
         key: Key,
         service: &ipvs::Service,
-        destinations: impl Iterator<Item = Destination>,
+        mut destinations: Vec<Destination>,
         circumstances: Circumstances<'_>,
     ) {
         let by_turns = [Scheduler::ROUND_ROBIN, Scheduler::WEIGHTED_ROUND_ROBIN].contains(&service.scheduler);
-        let of_server =
-            FixedState::with_seed(FixedState::default().hash_one((circumstances.node, service.key)));
-        let place = |destination: &Destination| match by_turns {
-            true => of_server.hash_one(destination.socket_addr()),
-            false => 0,
-        };
-        let mut destinations: Vec<_> = destinations
-            .map(|destination| (place(&destination), destination))
-            .collect();
-        destinations.sort_by_key(|(place, _)| *place);
-        for (_, destination) in destinations {
+        if by_turns {
+            let of_server =
+                FixedState::with_seed(FixedState::default().hash_one((circumstances.node, service.key)));
+            destinations.sort_by_cached_key(|destination| of_server.hash_one(destination.socket_addr()));
+        }
+        for destination in destinations {
             push(
                 &mut self.servers,
                 key,
