@@ -73,7 +73,7 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
             tasks: quick(),
         },
         None => Plan {
-            limit: [10_000, 10, 5],
+            limit: [10_000, 10, 8],
             tasks: full(),
         },
     };
@@ -321,11 +321,11 @@ fn quick() -> Vec<Task> {
         ],
     );
     [
-        vec![flows(10, &Proxier::ALL, 15)],
+        vec![flows(10, &Proxier::ALL, 60)],
         small,
         vec![Task::Course(course(KubeRouter, 200))],
         large,
-        vec![flows(1000, &[Ours, UpstreamNftables], 15)],
+        vec![flows(1000, &[Ours, UpstreamNftables], 60)],
     ]
     .concat()
 }
@@ -387,17 +387,17 @@ fn full() -> Vec<Task> {
     };
     // Objects only become more.
     [
-        vec![flows(10, &Proxier::ALL, 30), Task::Course(smallest)],
+        vec![flows(10, &Proxier::ALL, 120), Task::Course(smallest)],
         small,
         large,
-        vec![flows(1000, &[Ours, UpstreamNftables], 30)],
+        vec![flows(1000, &[Ours, UpstreamNftables], 120)],
         largest,
         vec![
             Task::Course(idle(Course {
                 starts: 0,
                 ..course(Ours, 10_000)
             })),
-            flows(10_000, &[Ours, UpstreamNftables], 30),
+            flows(10_000, &[Ours, UpstreamNftables], 120),
         ],
     ]
     .concat()
