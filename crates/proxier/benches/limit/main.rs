@@ -19,8 +19,8 @@ mod tape;
 
 use std::{
     pin::Pin,
-    sync::mpsc,
-    time::{Duration, Instant},
+    sync::{Barrier, mpsc},
+    time::Duration,
 };
 
 use dlmalloc::GlobalDlmalloc;
@@ -50,6 +50,7 @@ const SYNC_PERIOD: Duration = Duration::from_secs(20);
 
 /// Long enough for everything that is pending to be done.
 const MOMENT: Duration = Duration::from_millis(20);
+const BURST_MOMENT: Duration = Duration::from_millis(200);
 
 /// How many endpoints a burst replaces, among how many Services, and how many bursts there are in a repetition: one takes
 /// so little time that few would tell nothing.
@@ -86,11 +87,9 @@ fn main() {
     let (tapes, burst_tapes) = (bench.record(), bursts.record_burst());
     let mut runs = Runs::default();
     for _ in 0..repetitions {
-        bench.run_ours(&mut runs);
-        bench.run_replay(&tapes, &mut runs.replay);
+        bench.run(&tapes, &mut runs);
         for _ in 0..BURSTS {
-            bursts.burst_ours(&mut runs.ours);
-            bursts.burst_replay(&burst_tapes, &mut runs.replay);
+            bursts.run_burst(&burst_tapes, &mut runs);
         }
     }
     let print = |what: &str, services: usize, ours: &[f64], theirs: &[f64]| {
@@ -148,7 +147,8 @@ impl Bench {
         in_namespace(|| async {
             let (mut proxier, first_sync) = self.record_first_sync().await;
             self.recorder.start();
-            proxier.burst(self.endpoints).await;
+            proxier.send_burst(self.endpoints);
+            proxier.pass(BURST_MOMENT).await;
             let then = self.recorder.stop();
             Tapes { first_sync, then }
         })
@@ -161,7 +161,32 @@ impl Bench {
         (proxier, self.recorder.stop())
     }
 
-    fn run_ours(&self, runs: &mut Runs) {
+    /// The proxier and the same messages at the same time, on one processor whose speed changes: each in a namespace of its
+    /// own, of which both are there until the end, because all share the kernel's tables.
+    fn run(
+        &self,
+        tapes: &Tapes,
+        Runs {
+            ours,
+            replay,
+            many,
+            few,
+        }: &mut Runs,
+    ) {
+        let both = &Barrier::new(2);
+        let replaying = || async move {
+            Linux::prepare(&config()).await.unwrap();
+            let first_sync = Replay::batches(&tapes.first_sync);
+            let verification = Replay::as_sent(&tapes.then);
+            both.wait();
+            replay.first_sync.push(processor_time(|| first_sync.write()));
+            both.wait();
+            replay.verification.push(processor_time(|| {
+                verification.read();
+                std::fs::read("/proc/thread-self/net/ip_vs").unwrap();
+            }));
+            both.wait();
+        };
         std::thread::scope(|scope| {
             let (ask, asked) = mpsc::channel();
             let (tell, told) = mpsc::channel();
@@ -176,61 +201,53 @@ impl Bench {
             };
             scope.spawn(|| in_namespace(among_few));
             told.recv().unwrap();
+            scope.spawn(|| in_namespace(replaying));
             in_namespace(move || async move {
                 let mut proxier = Proxier::start(self.services, self.endpoints).await;
-                runs.ours.first_sync.push(proxier.first_sync(self.recorder).await);
-                let (mut many, mut few) = (Vec::new(), Vec::new());
-                // In turns, because the speed of an emulated processor changes with time.
+                both.wait();
+                ours.first_sync.push(proxier.first_sync(self.recorder).await);
+                let (mut among_many, mut among_few) = (Vec::new(), Vec::new());
+                // In turns, for the same reason.
                 for number in 0..CHANGES {
-                    many.push(proxier.change(number, self.endpoints).await);
+                    among_many.push(proxier.change(number, self.endpoints).await);
                     ask.send(number).unwrap();
-                    few.extend(told.recv().unwrap());
+                    among_few.extend(told.recv().unwrap());
                 }
-                runs.many.push(median(many));
-                runs.few.push(median(few));
+                many.push(median(among_many));
+                few.push(median(among_few));
                 let (time, _) = proxier.verification(self.recorder).await;
-                runs.ours.verification.push(time);
+                ours.verification.push(time);
+                both.wait();
+                both.wait();
             });
         });
     }
 
-    fn run_replay(&self, tapes: &Tapes, times: &mut Times) {
-        in_namespace(|| async {
-            times.first_sync.push(replay_first_sync(tapes).await);
-            let verification = Replay::as_sent(&tapes.then);
-            times.verification.push(processor_time(|| {
-                verification.read();
-                std::fs::read("/proc/thread-self/net/ip_vs").unwrap();
-            }));
-        });
-    }
-
-    fn burst_ours(&self, times: &mut Times) {
-        in_namespace(|| async {
-            let mut proxier = Proxier::start(self.services, self.endpoints).await;
-            proxier.first_sync(self.recorder).await;
-            proxier.pass(MOMENT).await;
-            times.burst.push(proxier.burst(self.endpoints).await);
-        });
-    }
-
-    fn burst_replay(&self, tapes: &Tapes, times: &mut Times) {
-        in_namespace(|| async {
-            replay_first_sync(tapes).await;
+    /// Both at the same time, too.
+    fn run_burst(&self, tapes: &Tapes, Runs { ours, replay, .. }: &mut Runs) {
+        let both = &Barrier::new(2);
+        let replaying = || async move {
+            Linux::prepare(&config()).await.unwrap();
+            Replay::batches(&tapes.first_sync).write();
             let burst = Replay::batches(&tapes.then);
             sleep(MOMENT).await;
-            times.burst.push(processor_time(|| burst.write()));
+            both.wait();
+            replay.burst.push(processor_time(|| burst.write()));
+            both.wait();
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| in_namespace(replaying));
+            in_namespace(|| async move {
+                let mut proxier = Proxier::start(self.services, self.endpoints).await;
+                proxier.first_sync(self.recorder).await;
+                proxier.pass(MOMENT).await;
+                proxier.send_burst(self.endpoints);
+                both.wait();
+                ours.burst.push(proxier.processor_time(BURST_MOMENT).await);
+                both.wait();
+            });
         });
     }
-}
-
-/// On the same ground as the proxier stands on. Wall-clock time.
-async fn replay_first_sync(tapes: &Tapes) -> f64 {
-    Linux::prepare(&config()).await.unwrap();
-    let first_sync = Replay::batches(&tapes.first_sync);
-    let start = Instant::now();
-    first_sync.write();
-    start.elapsed().as_secs_f64()
 }
 
 /// A proxier at work.
@@ -264,25 +281,22 @@ impl Proxier {
             .expect_err("it runs until the source hangs up");
     }
 
-    /// Wall-clock time: plan, diff and apply of everything.
+    /// Processor time of this thread, in the kernel too: plan, diff and apply of everything.
     async fn first_sync(&mut self, recorder: &Recorder) -> f64 {
         recorder.expect_sync();
-        let start = Instant::now();
         self.send(Change::Synced);
-        loop {
-            self.pass(MOMENT).await;
-            if let Some(synced) = recorder.synced() {
-                return synced.duration_since(start).as_secs_f64();
-            }
+        let mut used = 0.0;
+        while !recorder.is_synced() {
+            used += self.processor_time(MOMENT).await;
         }
+        used
     }
 
-    /// Processor time of this thread, in the kernel too, until a thousand endpoints are replaced.
-    async fn burst(&mut self, endpoints: usize) -> f64 {
+    /// A thousand endpoints are replaced.
+    fn send_burst(&self, endpoints: usize) {
         for number in 0..BURST / endpoints {
             self.send(Change::EndpointSlice(slice(number, endpoints, 1)));
         }
-        self.processor_time(MOMENT).await
     }
 
     /// Processor time of one endpoint's replacement in this Service.

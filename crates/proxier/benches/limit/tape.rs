@@ -6,7 +6,6 @@ use std::{
         Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
 };
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -45,12 +44,12 @@ pub(crate) struct Sent {
     bytes: Vec<u8>,
 }
 
-/// Takes down what is sent, and when the proxier is in sync.
+/// Takes down what is sent, and whether the proxier is in sync.
 #[derive(Default)]
 pub(crate) struct Recorder {
     recording: AtomicBool,
     tape: Mutex<Vec<Sent>>,
-    synced: Mutex<Option<Instant>>,
+    synced: AtomicBool,
     /// The warnings that were passed on: each start has the same.
     warned: Mutex<HashSet<String>>,
 }
@@ -72,11 +71,11 @@ impl Recorder {
     }
 
     pub(crate) fn expect_sync(&self) {
-        *self.synced.lock().unwrap() = None;
+        self.synced.store(false, Ordering::Relaxed);
     }
 
-    pub(crate) fn synced(&self) -> Option<Instant> {
-        *self.synced.lock().unwrap()
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Relaxed)
     }
 }
 
@@ -101,7 +100,7 @@ impl<S: Subscriber> Layer<S> for &'static Recorder {
         if event.metadata().target() == SENDING {
             self.tape.lock().unwrap().push(told.sent);
         } else if told.text == "in sync" {
-            *self.synced.lock().unwrap() = Some(Instant::now());
+            self.synced.store(true, Ordering::Relaxed);
         } else if *event.metadata().level() <= Level::WARN
             && self.warned.lock().unwrap().insert(told.text.clone())
         {
