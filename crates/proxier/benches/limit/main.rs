@@ -25,7 +25,12 @@ use std::{
 
 use dlmalloc::GlobalDlmalloc;
 use ipvs::Handle;
-use proxier::{Config, Reconciler, kernel::linux::Linux, model::Change};
+use proxier::{
+    Config, Reconciler,
+    kernel::linux::Linux,
+    model::Change,
+    report::{Occasion, Report, Sync},
+};
 use rustix::{
     thread::UnshareFlags,
     time::{ClockId, clock_gettime},
@@ -45,8 +50,8 @@ use self::{
 #[global_allocator]
 static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
-/// Far enough that a verification happens when it is waited for, and at no other time.
-const SYNC_PERIOD: Duration = Duration::from_secs(20);
+/// Far enough that a verification happens when one is asked for, and at no other time.
+const SYNC_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Long enough for everything that is pending to be done.
 const MOMENT: Duration = Duration::from_millis(20);
@@ -137,7 +142,9 @@ impl Bench {
     fn record(&self) -> Tapes {
         in_namespace(|| async {
             let (mut proxier, first_sync) = self.record_first_sync().await;
-            let (_, then) = proxier.verification(self.recorder).await;
+            self.recorder.start();
+            proxier.verification().await;
+            let then = self.recorder.stop();
             Tapes { first_sync, then }
         })
     }
@@ -157,7 +164,7 @@ impl Bench {
     async fn record_first_sync(&self) -> (Proxier, Vec<Sent>) {
         let mut proxier = Proxier::start(self.services, self.endpoints).await;
         self.recorder.start();
-        proxier.first_sync(self.recorder).await;
+        proxier.first_sync().await;
         (proxier, self.recorder.stop())
     }
 
@@ -192,7 +199,7 @@ impl Bench {
             let (tell, told) = mpsc::channel();
             let among_few = || async move {
                 let mut proxier = Proxier::start(self.services.min(FEW), self.endpoints).await;
-                proxier.first_sync(self.recorder).await;
+                proxier.first_sync().await;
                 tell.send(None).unwrap();
                 for number in asked {
                     let time = proxier.change(number, self.endpoints).await;
@@ -205,7 +212,7 @@ impl Bench {
             in_namespace(move || async move {
                 let mut proxier = Proxier::start(self.services, self.endpoints).await;
                 both.wait();
-                ours.first_sync.push(proxier.first_sync(self.recorder).await);
+                ours.first_sync.push(proxier.first_sync().await);
                 let (mut among_many, mut among_few) = (Vec::new(), Vec::new());
                 // In turns, for the same reason.
                 for number in 0..CHANGES {
@@ -215,8 +222,7 @@ impl Bench {
                 }
                 many.push(median(among_many));
                 few.push(median(among_few));
-                let (time, _) = proxier.verification(self.recorder).await;
-                ours.verification.push(time);
+                ours.verification.push(proxier.verification().await);
                 both.wait();
                 both.wait();
             });
@@ -239,7 +245,7 @@ impl Bench {
             scope.spawn(|| in_namespace(replaying));
             in_namespace(|| async move {
                 let mut proxier = Proxier::start(self.services, self.endpoints).await;
-                proxier.first_sync(self.recorder).await;
+                proxier.first_sync().await;
                 proxier.pass(MOMENT).await;
                 proxier.send_burst(self.endpoints);
                 both.wait();
@@ -254,17 +260,25 @@ impl Bench {
 struct Proxier {
     run: Pin<Box<dyn Future<Output = ()>>>,
     changes: UnboundedSender<Change>,
+    syncs: mpsc::Receiver<Sync>,
 }
 
 impl Proxier {
     /// It has all objects, and has not been told yet that these are all.
     async fn start(services: usize, endpoints: usize) -> Self {
         let kernel = Linux::prepare(&config()).await.unwrap();
-        let reconciler = Reconciler::new(config(), kernel, |_| {}).await.unwrap();
+        let (told, syncs) = mpsc::channel();
+        let observer = move |report| {
+            if let Report::Sync(sync) = report {
+                told.send(sync).unwrap();
+            }
+        };
+        let reconciler = Reconciler::new(config(), kernel, observer).await.unwrap();
         let (changes, receiver) = unbounded_channel();
         let mut proxier = Self {
             run: Box::pin(reconciler.run(receiver)),
             changes,
+            syncs,
         };
         cluster(services, endpoints).for_each(|change| proxier.send(change));
         proxier.pass(MOMENT).await;
@@ -282,13 +296,9 @@ impl Proxier {
     }
 
     /// Processor time of this thread, in the kernel too: plan, diff and apply of everything.
-    async fn first_sync(&mut self, recorder: &Recorder) -> f64 {
-        recorder.expect_sync();
+    async fn first_sync(&mut self) -> f64 {
         self.send(Change::Synced);
-        let mut used = 0.0;
-        while !recorder.is_synced() {
-            used += self.processor_time(MOMENT).await;
-        }
+        let (used, _) = self.until(|sync| sync.complete).await;
         used
     }
 
@@ -307,13 +317,24 @@ impl Proxier {
         self.processor_time(MOMENT).await
     }
 
-    /// Processor time of one periodic verification, which finds nothing to do, and what was sent for it.
-    async fn verification(&mut self, recorder: &Recorder) -> (f64, Vec<Sent>) {
-        recorder.start();
+    /// Processor time of one verification, which finds nothing to do. It is asked for by an address that comes and is gone
+    /// before anyone sees it.
+    async fn verification(&mut self) -> f64 {
+        for action in ["add", "del"] {
+            ip(&["addr", action, "192.0.2.1/32", "dev", "kube-ipvs0"]);
+        }
+        let (used, sync) = self.until(|sync| sync.occasion == Occasion::Verification).await;
+        assert!(sync.work.is_empty(), "nothing has changed");
+        used
+    }
+
+    /// Processor time until there has been such a one, with that.
+    async fn until(&mut self, wanted: impl Fn(&Sync) -> bool) -> (f64, Sync) {
+        let mut used = 0.0;
         loop {
-            let used = self.processor_time(SYNC_PERIOD / 40).await;
-            if recorder.has_something() {
-                return (used, recorder.stop());
+            used += self.processor_time(MOMENT).await;
+            if let Some(sync) = self.syncs.try_iter().find(&wanted) {
+                return (used, sync);
             }
         }
     }
@@ -355,10 +376,7 @@ fn in_namespace<T: Send, F: Future<Output = T>>(work: impl FnOnce() -> F + Send)
         // SAFETY: a network namespace has nothing to do with memory or file descriptors.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("root is needed");
         // Without any address of its own it would take no address for one that can be reached.
-        let loopback = std::process::Command::new("ip")
-            .args(["link", "set", "lo", "up"])
-            .status();
-        assert!(loopback.expect("ip is needed").success());
+        ip(&["link", "set", "lo", "up"]);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.unwrap().block_on(async {
             let outcome = work().await;
@@ -369,4 +387,9 @@ fn in_namespace<T: Send, F: Future<Output = T>>(work: impl FnOnce() -> F + Send)
         })
     };
     std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
+}
+
+fn ip(arguments: &[&str]) {
+    let status = std::process::Command::new("ip").args(arguments).status();
+    assert!(status.expect("ip is needed").success());
 }

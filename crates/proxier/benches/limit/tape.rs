@@ -44,12 +44,11 @@ pub(crate) struct Sent {
     bytes: Vec<u8>,
 }
 
-/// Takes down what is sent, and whether the proxier is in sync.
+/// Takes down what is sent.
 #[derive(Default)]
 pub(crate) struct Recorder {
     recording: AtomicBool,
     tape: Mutex<Vec<Sent>>,
-    synced: AtomicBool,
     /// The warnings that were passed on: each start has the same.
     warned: Mutex<HashSet<String>>,
 }
@@ -64,26 +63,13 @@ impl Recorder {
         self.recording.store(false, Ordering::Relaxed);
         std::mem::take(&mut self.tape.lock().unwrap())
     }
-
-    /// Whether something has been sent since the start.
-    pub(crate) fn has_something(&self) -> bool {
-        !self.tape.lock().unwrap().is_empty()
-    }
-
-    pub(crate) fn expect_sync(&self) {
-        self.synced.store(false, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_synced(&self) -> bool {
-        self.synced.load(Ordering::Relaxed)
-    }
 }
 
 impl<S: Subscriber> Layer<S> for &'static Recorder {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         if metadata.target() == SENDING {
             Interest::sometimes()
-        } else if *metadata.level() <= Level::INFO {
+        } else if *metadata.level() <= Level::WARN {
             Interest::always()
         } else {
             Interest::never()
@@ -99,11 +85,7 @@ impl<S: Subscriber> Layer<S> for &'static Recorder {
         event.record(&mut told);
         if event.metadata().target() == SENDING {
             self.tape.lock().unwrap().push(told.sent);
-        } else if told.text == "in sync" {
-            self.synced.store(true, Ordering::Relaxed);
-        } else if *event.metadata().level() <= Level::WARN
-            && self.warned.lock().unwrap().insert(told.text.clone())
-        {
+        } else if self.warned.lock().unwrap().insert(told.text.clone()) {
             eprintln!("limit: the proxier says: {}", told.text);
         }
     }

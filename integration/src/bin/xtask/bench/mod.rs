@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
             tasks: trial(*services),
         },
         None if arguments.get_flag("quick") => Plan {
-            limit: [10_000, 10, 2],
+            limit: [10_000, 10, 3],
             tasks: quick(),
         },
         None => Plan {

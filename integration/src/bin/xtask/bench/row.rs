@@ -143,18 +143,26 @@ impl Row {
     }
 }
 
-/// The middle one.
+/// The middle one, or what lies between both that are.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
-    quantile(values, 0.5)
+    let sorted = sorted(values);
+    let upper = sorted.get(sorted.len() / 2)?;
+    let lower = sorted.get((sorted.len() - 1) / 2)?;
+    Some(f64::midpoint(*lower, *upper))
 }
 
 /// The value below which this part of the values lies, or the nearest to it.
 fn quantile(values: &[f64], part: f64) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
+    let sorted = sorted(values);
     let last = sorted.len().checked_sub(1)?;
     let index = (part * last as f64).round() as usize;
     sorted.get(index).copied()
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
 }
 
 fn range(values: &[f64]) -> Option<[f64; 2]> {
@@ -253,6 +261,8 @@ mod tests {
         assert_eq!(faster.spread, [Some([1.0, 3.0]), Some([240.0, 240.0])]);
         let slower = Row::new("x [s]", "y", &[3.0], &[240.0], Target::Times(120.0));
         assert_eq!(slower.met, Some(false));
+        let few = Row::new("x [s]", "y", &[4.0, 2.0], &[], Target::Times(2.0));
+        assert_eq!(few.ours, Some(3.0), "no more the upper one than the lower one");
         let close = Row::new("x [s]", "y", &[1.3], &[1.0], Target::Within(1.25));
         assert_eq!(close.met, Some(false));
         let missing = Row::new("x [s]", "y", &[1.3], &[], Target::Times(2.0));
