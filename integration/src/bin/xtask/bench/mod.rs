@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: &ArgMatches) -> Result<u8> {
             tasks: trial(*services),
         },
         None if arguments.get_flag("quick") => Plan {
-            limit: [10_000, 10, 3],
+            limit: [10_000, 10, 2],
             tasks: quick(),
         },
         None => Plan {
@@ -321,11 +321,11 @@ fn quick() -> Vec<Task> {
         ],
     );
     [
-        vec![flows(10, &Proxier::ALL, 60)],
+        vec![flows(10, &Proxier::ALL, 40)],
         small,
         vec![Task::Course(course(KubeRouter, 200))],
         large,
-        vec![flows(1000, &[Ours, UpstreamNftables], 60)],
+        vec![flows(1000, &[Ours, UpstreamNftables], 40)],
     ]
     .concat()
 }
