@@ -55,7 +55,6 @@ const SYNC_PERIOD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Long enough for everything that is pending to be done.
 const MOMENT: Duration = Duration::from_millis(20);
-const BURST_MOMENT: Duration = Duration::from_millis(200);
 
 /// How many endpoints a burst replaces, among how many Services, and how many bursts there are in a repetition: one takes
 /// so little time that few would tell nothing.
@@ -155,7 +154,7 @@ impl Bench {
             let (mut proxier, first_sync) = self.record_first_sync().await;
             self.recorder.start();
             proxier.send_burst(self.endpoints);
-            proxier.pass(BURST_MOMENT).await;
+            proxier.programming().await;
             let then = self.recorder.stop();
             Tapes { first_sync, then }
         })
@@ -249,7 +248,7 @@ impl Bench {
                 proxier.pass(MOMENT).await;
                 proxier.send_burst(self.endpoints);
                 both.wait();
-                ours.burst.push(proxier.processor_time(BURST_MOMENT).await);
+                ours.burst.push(proxier.programming().await);
                 both.wait();
             });
         });
@@ -314,7 +313,15 @@ impl Proxier {
         let mut changed = slice(number, endpoints, 0);
         changed.endpoints[0] = slice(number, endpoints, 1).endpoints[0].clone();
         self.send(Change::EndpointSlice(changed));
-        self.processor_time(MOMENT).await
+        self.programming().await
+    }
+
+    /// Processor time until all that was sent is programmed.
+    async fn programming(&mut self) -> f64 {
+        let (used, _) = self
+            .until(|sync| sync.occasion == Occasion::Change && !sync.pending)
+            .await;
+        used
     }
 
     /// Processor time of one verification, which finds nothing to do. It is asked for by an address that comes and is gone
@@ -328,8 +335,9 @@ impl Proxier {
         used
     }
 
-    /// Processor time until there has been such a one, with that.
+    /// Processor time until there is such a one from now on, with that.
     async fn until(&mut self, wanted: impl Fn(&Sync) -> bool) -> (f64, Sync) {
+        self.syncs.try_iter().for_each(drop);
         let mut used = 0.0;
         loop {
             used += self.processor_time(MOMENT).await;
